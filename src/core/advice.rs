@@ -1,0 +1,214 @@
+//! What is being waited for and what an operator can do, in words for someone at 3 a.m.
+
+use super::diagnosis::{Kinship, State, kinship};
+use super::episode::{Episode, Watch};
+use super::observation::{Holder, Pid, Progress, Role, Slot, SlotName, Transaction};
+use super::time::{Timestamp, in_words};
+
+/// How many blockers a hint gives a remedy for.
+const REMEDIES: usize = 3;
+
+/// A sentence on what is the matter, and what can be pasted to mend it: a hint is SQL from its
+/// first to its last character, with what else there is to say in comments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Advice {
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+/// On a slot that nobody builds.
+pub fn on_slot(slot: &Slot) -> Advice {
+    match &slot.progress {
+        Progress::Usable | Progress::Building(_) => Advice::default(),
+        Progress::LeftBehind(holder) => Advice {
+            detail: Some("Its creation ended before the slot was usable.".into()),
+            hint: Some(drop_slot(&slot.name, *holder)),
+        },
+        Progress::Invalidated(reason) => Advice {
+            detail: Some(match reason {
+                Some(reason) => format!("Postgres invalidated the slot: {reason}."),
+                None => "Postgres invalidated the slot: what it needs is gone.".into(),
+            }),
+            hint: Some(drop_slot(&slot.name, None)),
+        },
+    }
+}
+
+fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> String {
+    let slot = quote_literal(slot.as_str());
+    match holder {
+        None => format!(
+            "SELECT pg_drop_replication_slot({slot}); -- then let its client create it anew"
+        ),
+        Some(pid) => format!(
+            "SELECT pg_terminate_backend({pid}); -- drops it, being the session that holds it"
+        ),
+    }
+}
+
+/// On a creation that goes on.
+pub fn on_creation(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
+    match (episode.state, role) {
+        (State::WaitingForTransactions, _) => {
+            on_blockers(episode, &watch.blockers_of(episode), now)
+        }
+        (State::WaitingForRecord, Role::Primary) => Advice {
+            detail: Some(
+                "Waits for a running-xacts record in the WAL, which slot_self_heal writes.".into(),
+            ),
+            hint: None,
+        },
+        (State::WaitingForRecord, Role::Standby) => Advice {
+            detail: Some("Waits for a running-xacts record from the primary.".into()),
+            hint: Some("SELECT pg_log_standby_snapshot(); -- on the primary".into()),
+        },
+        (State::Starting, _) if episode.has_waited() => Advice {
+            detail: Some("Reads the WAL that was written while it waited.".into()),
+            hint: None,
+        },
+        (State::Starting | State::Ready | State::Lost, _) => Advice {
+            detail: Some("The creation has begun, and nothing is known to be wrong.".into()),
+            hint: None,
+        },
+    }
+}
+
+fn on_blockers(episode: &Episode, blockers: &[&Transaction], now: Timestamp) -> Advice {
+    let Some(oldest) = blockers.first() else {
+        return Advice {
+            detail: Some("Waits for a transaction that is just ending.".into()),
+            hint: None,
+        };
+    };
+    let count = episode.blockers.len() + episode.more_blockers;
+    let whose = describe(oldest, now);
+    let kin = match kinship(&episode.creator, oldest) {
+        Kinship::None => "",
+        Kinship::SameApplication => ", of the same application as the slot's creator",
+        Kinship::WaitsForTheSlot => ", which itself waits for the slot",
+    };
+    let detail = if count == 1 {
+        format!("Waits for transaction {} to end: {whose}{kin}.", oldest.xid)
+    } else {
+        format!(
+            "Waits for {count} transactions to end, the oldest of them {}: {whose}{kin}.",
+            oldest.xid
+        )
+    };
+    let mut hint: Vec<String> = blockers
+        .iter()
+        .take(REMEDIES)
+        .map(|blocker| remedy(episode, blocker, now))
+        .collect();
+    if count > REMEDIES {
+        hint.push(format!(
+            "-- {} more stand in slot_self_heal_status.blockers",
+            count - REMEDIES
+        ));
+    }
+    Advice {
+        detail: Some(detail),
+        hint: Some(hint.join("\n")),
+    }
+}
+
+/// Who holds a transaction: `pid 123 (role app, database shop, application psql), idle in
+/// transaction for 5 min 2 s`.
+fn describe(blocker: &Transaction, now: Timestamp) -> String {
+    let who: Vec<String> = [
+        ("role", &blocker.usename),
+        ("database", &blocker.database),
+        ("application", &blocker.application_name),
+        ("client", &blocker.client_addr),
+    ]
+    .into_iter()
+    .filter_map(|(what, name)| {
+        Some(format!(
+            "{what} {}",
+            name.as_deref().filter(|n| !n.is_empty())?
+        ))
+    })
+    .collect();
+    let who = who.join(", ");
+    let doing = doing(blocker, now);
+    match &blocker.holder {
+        Holder::Session(pid) => format!("pid {pid} ({who}), {doing}"),
+        Holder::Autovacuum(pid) => format!("autovacuum, pid {pid} ({who}), {doing}"),
+        Holder::Prepared { gid } => {
+            format!(
+                "prepared transaction {} ({who}), {doing}",
+                quote_literal(gid)
+            )
+        }
+    }
+}
+
+/// `idle in transaction for 5 min 2 s`
+fn doing(blocker: &Transaction, now: Timestamp) -> String {
+    let state = blocker.state.as_deref().unwrap_or("open");
+    match blocker.state_since.or(blocker.started) {
+        Some(since) => format!("{state} for {}", in_words(now.since(since))),
+        None => state.to_owned(),
+    }
+}
+
+/// The statement that ends a blocker, and what to know before it is run.
+fn remedy(episode: &Episode, blocker: &Transaction, now: Timestamp) -> String {
+    let doing = doing(blocker, now);
+    match &blocker.holder {
+        Holder::Session(pid) => {
+            let terminate = format!("SELECT pg_terminate_backend({pid}); -- {doing}");
+            match kinship(&episode.creator, blocker) {
+                Kinship::None => terminate,
+                Kinship::SameApplication => format!(
+                    "{terminate}; of the same application as the slot's creator, which may end it \
+                     by itself"
+                ),
+                Kinship::WaitsForTheSlot => format!(
+                    "SELECT pg_cancel_backend({pid}); -- it waits for the slot; create the slot \
+                     first, then the subscription WITH (create_slot = false, slot_name = {})",
+                    quote_literal(episode.slot.as_str())
+                ),
+            }
+        }
+        Holder::Autovacuum(pid) => {
+            format!("SELECT pg_cancel_backend({pid}); -- autovacuum, which starts again later")
+        }
+        Holder::Prepared { gid } => {
+            let gid = quote_literal(gid);
+            let database = blocker.database.as_deref().unwrap_or_default();
+            format!(
+                "ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED; in database {}, as its owner or \
+                 a superuser",
+                on_one_line(database)
+            )
+        }
+    }
+}
+
+/// For a comment in SQL, which must not end before its line does.
+fn on_one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// As the SQL function of that name.
+fn quote_literal(text: &str) -> String {
+    let doubled = text.replace('\'', "''");
+    if text.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_are_quoted() {
+        assert_eq!(quote_literal("plain"), "'plain'");
+        assert_eq!(quote_literal("it's"), "'it''s'");
+        assert_eq!(quote_literal(r"a\b'c"), r"E'a\\b''c'");
+    }
+}

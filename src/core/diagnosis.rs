@@ -1,0 +1,134 @@
+//! What a creation waits for.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::episode::Episode;
+use super::observation::{Creator, CreatorIdentity, CreatorWait, Observation, Role, Transaction};
+use super::xid::Xid;
+
+/// How long an undisturbed creation may take before we say that it waits for something: it loads
+/// the output plugin and writes the slot to disk.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a transaction must have run to be named although the builder does not wait for it
+/// yet: it would if it still ran at the next phase. Shorter ones come and go on any busy server.
+const LASTING: Duration = Duration::from_secs(1);
+
+/// The state of a slot, as `slot_self_heal_status.state` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    Ready,
+    Starting,
+    WaitingForTransactions,
+    WaitingForRecord,
+    Lost,
+}
+
+impl State {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::WaitingForTransactions => "waiting_for_transactions",
+            Self::WaitingForRecord => "waiting_for_record",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// What is found of one creation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnosis {
+    pub state: State,
+    /// The transactions that must end before the slot can be usable, oldest first.
+    pub blockers: Vec<Xid>,
+}
+
+impl Diagnosis {
+    fn of_state(state: State) -> Self {
+        Self {
+            state,
+            blockers: Vec::new(),
+        }
+    }
+}
+
+/// Tells what `creator` waits for, given what is remembered of the creation.
+pub fn diagnose(creator: &Creator, episode: &Episode, observation: &Observation) -> Diagnosis {
+    match creator.wait {
+        CreatorWait::Transaction => Diagnosis {
+            state: State::WaitingForTransactions,
+            blockers: blockers(episode, observation),
+        },
+        // It reads the WAL that was written while it waited, or has not come to waiting yet.
+        CreatorWait::Working if observation.role == Role::Primary => {
+            Diagnosis::of_state(State::Starting)
+        }
+        CreatorWait::Wal | CreatorWait::Unknown | CreatorWait::Working => {
+            let waits = episode.has_waited() || observation.at.since(episode.started) >= PATIENCE;
+            Diagnosis::of_state(if waits {
+                State::WaitingForRecord
+            } else {
+                State::Starting
+            })
+        }
+    }
+}
+
+fn blockers(episode: &Episode, observation: &Observation) -> Vec<Xid> {
+    let lasting = |transaction: &Transaction| {
+        transaction
+            .started
+            .is_some_and(|started| observation.at.since(started) >= LASTING)
+    };
+    observation
+        .transactions
+        .iter()
+        .filter(|transaction| {
+            episode
+                .schedule
+                .must_end(transaction.xid, lasting(transaction))
+        })
+        .map(|transaction| transaction.xid)
+        .collect()
+}
+
+/// How a blocker is related to whoever asked for the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kinship {
+    None,
+    /// The same application at the same address. It may wait for the slot while it holds its
+    /// transaction open, and it may be another session of the same program.
+    SameApplication,
+    /// The session waits for the answer of the very walsender that creates the slot, as CREATE
+    /// SUBSCRIPTION does when it names its own cluster as the publisher: neither can go on.
+    WaitsForTheSlot,
+}
+
+/// A session that waits for a walsender may as well wait for one of another cluster. It is taken
+/// for this creation's when it names it: the walsender's application name is the subscription's
+/// (`CreateSubscription`, `subscriptioncmds.c`) and stands in the session's command.
+pub fn kinship(creator: &CreatorIdentity, blocker: &Transaction) -> Kinship {
+    let application = creator.application_name.as_str();
+    if application.is_empty() {
+        return Kinship::None;
+    }
+    let names_it = || {
+        blocker.query.as_deref().is_some_and(|query| {
+            query
+                .to_ascii_lowercase()
+                .contains(&application.to_ascii_lowercase())
+        })
+    };
+    if blocker.waits_for_walsender && names_it() {
+        Kinship::WaitsForTheSlot
+    } else if blocker.application_name.as_deref() == Some(application)
+        && blocker.client_addr == creator.client_addr
+    {
+        Kinship::SameApplication
+    } else {
+        Kinship::None
+    }
+}

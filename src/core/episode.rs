@@ -1,0 +1,331 @@
+//! One creation of a slot, from its first sight to its end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::diagnosis::{self, State};
+use super::observation::{
+    Creator, CreatorIdentity, CreatorWait, Observation, Progress, Slot, SlotName, Transaction,
+};
+use super::schedule::{Running, Schedule, Waiting};
+use super::time::Timestamp;
+use super::xid::{Lsn, Xid};
+
+/// The least time between two log lines about one creation's blockers: on a busy server they end
+/// one by one, many a second.
+const RETELL: Duration = Duration::from_secs(1);
+
+/// A creation that goes on, and what is remembered of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Episode {
+    pub slot: SlotName,
+    pub database: String,
+    pub creator: CreatorIdentity,
+    /// When it was first seen.
+    pub started: Timestamp,
+    pub state: State,
+    pub state_since: Timestamp,
+    /// As in [`diagnosis::Diagnosis`].
+    pub blockers: Vec<Xid>,
+    /// How many of them were left out where there was not room for all.
+    pub more_blockers: usize,
+    pub schedule: Schedule,
+    /// Records that we wrote for it.
+    pub nudges: u32,
+    pub last_nudge: Option<Nudge>,
+    pub waited: Waited,
+    restart_lsn: Option<Lsn>,
+    /// As of the last scan.
+    wait: CreatorWait,
+    last_seen: Timestamp,
+    told: Option<Told>,
+}
+
+/// A running-xacts record that we wrote.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Nudge {
+    pub at: Timestamp,
+    /// Where the record ends in the WAL.
+    pub lsn: Lsn,
+}
+
+/// How long a creation spent waiting, by what it waited for.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Waited {
+    pub for_transactions: Duration,
+    pub for_record: Duration,
+}
+
+/// The blockers that the log was last told of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Told {
+    at: Timestamp,
+    blockers: Vec<Xid>,
+}
+
+/// What is worth saying about a creation.
+#[derive(Debug)]
+pub enum Change {
+    /// It waits, or waits for others than it was last said.
+    Waits(Telling, SlotName),
+    /// It is over; what was known of it last.
+    Ended(Outcome, Box<Episode>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Telling {
+    First,
+    Again,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    Ready,
+    /// The slot vanished, or passed to somebody else.
+    Gone,
+}
+
+impl Episode {
+    fn begin(slot: &Slot, creator: &Creator, observation: &Observation) -> Self {
+        let now = observation.at;
+        Self {
+            slot: slot.name.clone(),
+            database: slot.database.clone(),
+            creator: creator.identity.clone(),
+            started: now,
+            state: State::Starting,
+            state_since: now,
+            blockers: Vec::new(),
+            more_blockers: 0,
+            schedule: Schedule::with_own_record(running(observation), now),
+            nudges: 0,
+            last_nudge: None,
+            waited: Waited::default(),
+            restart_lsn: slot.restart_lsn,
+            wait: creator.wait,
+            last_seen: now,
+            told: None,
+        }
+    }
+
+    /// Whether this scan's creation is the remembered one. A slot's `restart_lsn` is set once, when
+    /// its creator reserves WAL, and stays until it is usable.
+    fn is_creation_of(&self, slot: &Slot, creator: &Creator) -> bool {
+        self.creator == creator.identity
+            && (self.restart_lsn.is_none() || self.restart_lsn == slot.restart_lsn)
+    }
+
+    /// Whether it was ever seen to wait for transactions.
+    pub fn has_waited(&self) -> bool {
+        self.waited.for_transactions > Duration::ZERO || self.wait == CreatorWait::Transaction
+    }
+
+    /// Whether it was seen by more than one scan.
+    fn lasts(&self) -> bool {
+        self.last_seen > self.started
+    }
+
+    fn observe(&mut self, slot: &Slot, creator: &Creator, observation: &Observation) {
+        let now = observation.at;
+        let passed = now.since(self.last_seen);
+        match self.state {
+            State::WaitingForTransactions => self.waited.for_transactions += passed,
+            State::WaitingForRecord => self.waited.for_record += passed,
+            State::Starting | State::Ready | State::Lost => {}
+        }
+        self.last_seen = now;
+        self.restart_lsn = slot.restart_lsn;
+        self.wait = creator.wait;
+        if self.wait == CreatorWait::Transaction {
+            self.schedule.creator_waits(running(observation));
+        }
+
+        let diagnosis = diagnosis::diagnose(creator, self, observation);
+        if self.state != diagnosis.state {
+            self.state = diagnosis.state;
+            self.state_since = now;
+        }
+        self.blockers = diagnosis.blockers;
+        self.more_blockers = 0;
+    }
+
+    /// Whether a record would serve this creation now.
+    pub fn wants_record(&self, observation: &Observation, nudge_interval: Duration) -> bool {
+        let waiting = match self.wait {
+            CreatorWait::Transaction => Waiting::ForTransaction,
+            CreatorWait::Wal | CreatorWait::Unknown => Waiting::NotKnown,
+            // It has WAL to read; whether it needs a record shows when it has read it.
+            CreatorWait::Working => return false,
+        };
+        // An undisturbed creation needs none; it is seldom seen twice.
+        self.lasts()
+            && self.schedule.wants_record(
+                running(observation),
+                waiting,
+                observation.at,
+                nudge_interval,
+            )
+    }
+
+    fn telling(&mut self) -> Option<Telling> {
+        if self.state != State::WaitingForTransactions {
+            return None;
+        }
+        let telling = match &self.told {
+            None => Telling::First,
+            Some(told) if told.blockers == self.blockers => return None,
+            Some(told) if self.last_seen.since(told.at) < RETELL => return None,
+            Some(_) => Telling::Again,
+        };
+        self.told = Some(Told {
+            at: self.last_seen,
+            blockers: self.blockers.clone(),
+        });
+        Some(telling)
+    }
+
+    /// Whether the log knows of it, and should hear how it ended.
+    pub fn was_told(&self) -> bool {
+        self.told.is_some()
+    }
+}
+
+fn running(observation: &Observation) -> Running {
+    Running {
+        oldest: observation.oldest_running(),
+        next: observation.next_xid,
+    }
+}
+
+/// Every creation that goes on.
+///
+/// This is what the ledger publishes, and what a restarted worker begins with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Watch {
+    pub episodes: BTreeMap<SlotName, Episode>,
+    /// The blockers of all episodes together, oldest first, as the last scan saw them.
+    pub blockers: Vec<Transaction>,
+    /// How many episodes were left out where there was not room for all.
+    pub more_episodes: usize,
+}
+
+/// A creation that has ended.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Finished {
+    pub ended: Timestamp,
+    pub outcome: Outcome,
+    pub episode: Episode,
+}
+
+impl Watch {
+    /// Takes in what a scan saw. Returns what is worth saying.
+    pub fn update(&mut self, observation: &Observation) -> Vec<Change> {
+        let mut before = std::mem::take(&mut self.episodes);
+        let mut changes = Vec::new();
+        for slot in &observation.slots {
+            let remembered = before.remove(&slot.name);
+            match (&slot.progress, remembered) {
+                (Progress::Building(creator), remembered) => {
+                    let mut episode = match remembered {
+                        Some(episode) if episode.is_creation_of(slot, creator) => episode,
+                        Some(other) => {
+                            changes.push(Change::Ended(Outcome::Gone, Box::new(other)));
+                            Episode::begin(slot, creator, observation)
+                        }
+                        None => Episode::begin(slot, creator, observation),
+                    };
+                    episode.observe(slot, creator, observation);
+                    if let Some(telling) = episode.telling() {
+                        changes.push(Change::Waits(telling, slot.name.clone()));
+                    }
+                    self.episodes.insert(slot.name.clone(), episode);
+                }
+                (Progress::Usable, Some(episode)) => {
+                    changes.push(Change::Ended(Outcome::Ready, Box::new(episode)));
+                }
+                (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
+                    changes.push(Change::Ended(Outcome::Gone, Box::new(episode)));
+                }
+                (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
+            }
+        }
+        let vanished = before.into_values();
+        changes.extend(vanished.map(|episode| Change::Ended(Outcome::Gone, Box::new(episode))));
+        self.blockers = self.blockers_among(&observation.transactions);
+        changes
+    }
+
+    fn blockers_among(&self, transactions: &[Transaction]) -> Vec<Transaction> {
+        let blocks: HashSet<Xid> = self
+            .episodes
+            .values()
+            .flat_map(|episode| episode.blockers.iter().copied())
+            .collect();
+        transactions
+            .iter()
+            .filter(|transaction| blocks.contains(&transaction.xid))
+            .cloned()
+            .collect()
+    }
+
+    /// A record was written that served `slots`, as of `observation`. Returns those of them for
+    /// which it is the first.
+    pub fn recorded(
+        &mut self,
+        slots: &[SlotName],
+        nudge: Nudge,
+        observation: &Observation,
+    ) -> Vec<SlotName> {
+        let mut first = Vec::new();
+        for (name, episode) in &mut self.episodes {
+            episode
+                .schedule
+                .recorded(running(observation), observation.at);
+            if slots.contains(name) {
+                if episode.nudges == 0 {
+                    first.push(name.clone());
+                }
+                episode.nudges += 1;
+                episode.last_nudge = Some(nudge);
+            }
+        }
+        first
+    }
+
+    /// The blockers of one creation, oldest first.
+    pub fn blockers_of(&self, episode: &Episode) -> Vec<&Transaction> {
+        let wanted: HashSet<Xid> = episode.blockers.iter().copied().collect();
+        self.blockers
+            .iter()
+            .filter(|transaction| wanted.contains(&transaction.xid))
+            .collect()
+    }
+
+    /// Leaves out what matters least until `fits`: long queries, then all but the oldest blockers
+    /// of each creation, then creations. What was left out is counted.
+    pub fn shrink_until(&mut self, fits: impl Fn(&Self) -> bool) {
+        const SHORT_QUERY: usize = 80;
+        const FEW_BLOCKERS: usize = 20;
+
+        if fits(self) {
+            return;
+        }
+        for query in self.blockers.iter_mut().filter_map(|b| b.query.as_mut()) {
+            query.truncate(query.floor_char_boundary(SHORT_QUERY));
+        }
+        if fits(self) {
+            return;
+        }
+        for episode in self.episodes.values_mut() {
+            episode.more_blockers += episode.blockers.len().saturating_sub(FEW_BLOCKERS);
+            episode.blockers.truncate(FEW_BLOCKERS);
+        }
+        self.blockers = self.blockers_among(&self.blockers);
+        while !fits(self) && self.episodes.pop_last().is_some() {
+            self.more_episodes += 1;
+            self.blockers = self.blockers_among(&self.blockers);
+        }
+    }
+}

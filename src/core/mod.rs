@@ -1,0 +1,23 @@
+//! What is true of each slot being built, and what to do about it.
+//!
+//! Pure functions and plain values: no server, no clock, no input or output. A [scan] of the
+//! server becomes an [`Observation`]; [`Watch`] holds it against what it remembers of each
+//! [`Episode`]; [`decide`] names the next [`Action`].
+//!
+//! [scan]: crate::server::scan
+//! [`Observation`]: observation::Observation
+//! [`Watch`]: episode::Watch
+//! [`Episode`]: episode::Episode
+//! [`decide`]: decision::decide
+//! [`Action`]: decision::Action
+#![forbid(unsafe_code)]
+
+pub mod advice;
+pub mod decision;
+pub mod diagnosis;
+pub mod episode;
+pub mod observation;
+pub mod schedule;
+pub mod status;
+pub mod time;
+pub mod xid;

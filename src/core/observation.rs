@@ -1,0 +1,368 @@
+//! What one scan saw of the server.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::time::Timestamp;
+use super::xid::{Lsn, Xid};
+
+/// The longest part of a blocker's query that is kept, in bytes. The server itself keeps
+/// `track_activity_query_size` bytes (1 kB unless raised, up to 1 MB).
+const QUERY_LIMIT: usize = 1024;
+
+/// Whether the server is in recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Primary,
+    Standby,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+        }
+    }
+}
+
+/// The name of a replication slot: lower-case letters, digits and underscores, 63 at most
+/// (`ReplicationSlotValidateName`, `slot.c`), so it needs no quoting as an identifier's content.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SlotName(String);
+
+impl SlotName {
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SlotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The process id of a server process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Pid(i32);
+
+impl Pid {
+    /// `None` for 0, which the server uses for "no process".
+    pub fn new(pid: i32) -> Option<Self> {
+        (pid > 0).then_some(Self(pid))
+    }
+
+    pub fn get(self) -> i32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Everything that one scan saw, all of it within one transaction.
+#[derive(Debug)]
+pub struct Observation {
+    pub at: Timestamp,
+    pub role: Role,
+    /// The id that the next transaction will get, read after the transactions were listed.
+    pub next_xid: Xid,
+    /// Every logical slot.
+    pub slots: Vec<Slot>,
+    /// Every transaction that has an xid, oldest first. Empty on a standby: it has none of its own.
+    pub transactions: Vec<Transaction>,
+}
+
+impl Observation {
+    /// As `xl_running_xacts.oldestRunningXid`: the next xid when nothing runs.
+    pub fn oldest_running(&self) -> Xid {
+        self.transactions
+            .first()
+            .map_or(self.next_xid, |oldest| oldest.xid)
+    }
+
+    pub fn sees_a_creation(&self) -> bool {
+        self.slots
+            .iter()
+            .any(|slot| matches!(slot.progress, Progress::Building(_)))
+    }
+}
+
+/// A logical replication slot (`pg_replication_slots`).
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub name: SlotName,
+    pub database: String,
+    pub plugin: String,
+    pub restart_lsn: Option<Lsn>,
+    pub progress: Progress,
+    /// Bytes of WAL held back; `None` before WAL was reserved and once it is lost.
+    pub retained_wal: Option<i64>,
+    pub wal_status: Option<String>,
+    /// Bytes that may still be written before the slot is in danger of being lost.
+    pub safe_wal_size: Option<i64>,
+}
+
+/// How far a slot has come.
+#[derive(Clone, Debug)]
+pub enum Progress {
+    /// It has reached its consistent point (`confirmed_flush_lsn` is set).
+    Usable,
+    /// A process holds it and has not yet reached the consistent point.
+    Building(Box<Creator>),
+    /// Never became usable, and nobody works on it: what a failed creation left, and the idle
+    /// session that still holds it, if any.
+    LeftBehind(Option<Pid>),
+    /// Postgres gave it up; with its reason, where the server tells one.
+    Invalidated(Option<String>),
+}
+
+/// The process that creates a slot.
+#[derive(Clone, Debug)]
+pub struct Creator {
+    pub identity: CreatorIdentity,
+    pub wait: CreatorWait,
+}
+
+/// What stays the same of a creator for as long as it lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreatorIdentity {
+    pub pid: Pid,
+    /// Tells this process from a later one that got the same pid.
+    pub backend_start: Option<Timestamp>,
+    /// `pg_stat_activity.backend_type`
+    pub backend_type: String,
+    pub application_name: String,
+    /// `None` for a Unix-domain socket and for a process that has no client.
+    pub client_addr: Option<String>,
+}
+
+/// What the creator does at the moment, as far as its wait event tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CreatorWait {
+    /// For another transaction's end: `SnapBuildWaitSnapshot` takes a lock on its xid. Only on a
+    /// primary; on a standby the same wait polls, without a lock (`XactLockTableWait`, `lmgr.c`).
+    Transaction,
+    /// A walsender for WAL that is not there yet (`WalSndWaitForWal`).
+    Wal,
+    /// A walsender for something else or for nothing: it reads WAL, or writes the slot to disk.
+    Working,
+    /// Any other process: `read_local_xlog_page` waits for WAL by polling, so that it looks the
+    /// same whether it waits or works.
+    Unknown,
+}
+
+impl CreatorWait {
+    /// Reads `pg_stat_activity`'s columns. The WAL wait is spelt `WalSenderWaitForWAL` up to
+    /// PostgreSQL 16 and `WalSenderWaitForWal` from 17 on.
+    fn from_activity(backend_type: &str, wait_event_type: &str, wait_event: &str) -> Self {
+        if wait_event_type == "Lock" && wait_event == "transactionid" {
+            Self::Transaction
+        } else if backend_type != "walsender" {
+            Self::Unknown
+        } else if wait_event.eq_ignore_ascii_case("WalSenderWaitForWal") {
+            Self::Wal
+        } else {
+            Self::Working
+        }
+    }
+}
+
+/// A transaction that has an xid and has not ended: it may have to end before a slot is usable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transaction {
+    pub xid: Xid,
+    pub holder: Holder,
+    pub database: Option<String>,
+    pub usename: Option<String>,
+    pub application_name: Option<String>,
+    pub client_addr: Option<String>,
+    /// `pg_stat_activity.state`, or `prepared`.
+    pub state: Option<String>,
+    /// When it entered that state.
+    pub state_since: Option<Timestamp>,
+    pub started: Option<Timestamp>,
+    /// The same point in time as ISO 8601, for the view.
+    pub xact_start: Option<String>,
+    /// The session's last query, cut to [`QUERY_LIMIT`].
+    pub query: Option<String>,
+    /// Its process waits for an answer over the replication protocol, as a CREATE SUBSCRIPTION
+    /// does while its slot is created (`LibPQWalReceiverReceive`, `Libpqwalreceiver…` from 17 on).
+    pub waits_for_walsender: bool,
+}
+
+/// What keeps a transaction open, which decides how it can be ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Holder {
+    /// A client's session, or a background process that is ended like one.
+    Session(Pid),
+    Autovacuum(Pid),
+    /// PREPARE TRANSACTION: no process at all.
+    Prepared {
+        gid: String,
+    },
+}
+
+impl Transaction {
+    pub fn pid(&self) -> Option<Pid> {
+        match self.holder {
+            Holder::Session(pid) | Holder::Autovacuum(pid) => Some(pid),
+            Holder::Prepared { .. } => None,
+        }
+    }
+
+    pub fn gid(&self) -> Option<&str> {
+        match &self.holder {
+            Holder::Prepared { gid } => Some(gid),
+            Holder::Session(_) | Holder::Autovacuum(_) => None,
+        }
+    }
+}
+
+/// One row of a query's result, each value as the text that the server prints for its type.
+#[derive(Debug)]
+pub struct Row<'a> {
+    columns: &'a [String],
+    values: Vec<Option<String>>,
+}
+
+/// A scan's query gave something that its reader does not understand: the two do not match.
+#[derive(Debug)]
+pub struct UnreadableRow {
+    pub column: &'static str,
+}
+
+impl fmt::Display for UnreadableRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unexpected value in column \"{}\"", self.column)
+    }
+}
+
+impl<'a> Row<'a> {
+    pub fn new(columns: &'a [String], values: Vec<Option<String>>) -> Self {
+        Self { columns, values }
+    }
+
+    fn optional<T: FromStr>(&mut self, column: &'static str) -> Result<Option<T>, UnreadableRow> {
+        let value = self
+            .columns
+            .iter()
+            .position(|name| name == column)
+            .and_then(|index| self.values.get_mut(index))
+            .ok_or(UnreadableRow { column })?;
+        match value.take() {
+            None => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_| UnreadableRow { column }),
+        }
+    }
+
+    fn required<T: FromStr>(&mut self, column: &'static str) -> Result<T, UnreadableRow> {
+        self.optional(column)?.ok_or(UnreadableRow { column })
+    }
+
+    /// An empty text counts as none: that is how `pg_stat_activity` shows an unset name.
+    fn text(&mut self, column: &'static str) -> Result<String, UnreadableRow> {
+        Ok(self.optional(column)?.unwrap_or_default())
+    }
+
+    fn pid(&mut self, column: &'static str) -> Result<Option<Pid>, UnreadableRow> {
+        Ok(self.optional(column)?.and_then(Pid::new))
+    }
+
+    fn timestamp(&mut self, column: &'static str) -> Result<Option<Timestamp>, UnreadableRow> {
+        Ok(self.optional(column)?.map(Timestamp::new))
+    }
+
+    /// Reads a row of `sql/slots.sql`.
+    pub fn into_slot(mut self) -> Result<Slot, UnreadableRow> {
+        Ok(Slot {
+            name: SlotName::new(self.required::<String>("slot_name")?),
+            database: self.text("database")?,
+            plugin: self.text("plugin")?,
+            restart_lsn: self.optional("restart_lsn")?,
+            retained_wal: self.optional("retained_wal")?,
+            wal_status: self.optional("wal_status")?,
+            safe_wal_size: self.optional("safe_wal_size")?,
+            progress: self.progress()?,
+        })
+    }
+
+    fn progress(&mut self) -> Result<Progress, UnreadableRow> {
+        if self.required("invalidated")? {
+            return Ok(Progress::Invalidated(self.optional("invalidation_reason")?));
+        }
+        if self.required("usable")? {
+            return Ok(Progress::Usable);
+        }
+        // A session that is idle has given up the creation, although it may still hold the slot:
+        // a temporary slot whose creation failed under a savepoint stays with its session.
+        let state = self.text("creator_state")?;
+        match self.pid("creator_pid")? {
+            Some(pid) if !state.starts_with("idle") => {
+                Ok(Progress::Building(Box::new(self.creator(pid)?)))
+            }
+            holder => Ok(Progress::LeftBehind(holder)),
+        }
+    }
+
+    fn creator(&mut self, pid: Pid) -> Result<Creator, UnreadableRow> {
+        let backend_type = self.text("creator_type")?;
+        let wait_event_type = self.text("creator_wait_event_type")?;
+        let wait_event = self.text("creator_wait_event")?;
+        Ok(Creator {
+            wait: CreatorWait::from_activity(&backend_type, &wait_event_type, &wait_event),
+            identity: CreatorIdentity {
+                pid,
+                backend_start: self.timestamp("creator_start")?,
+                backend_type,
+                application_name: self.text("creator_application")?,
+                client_addr: self.optional("creator_client_addr")?,
+            },
+        })
+    }
+
+    /// Reads a row of `sql/transactions.sql`.
+    pub fn into_transaction(mut self) -> Result<Transaction, UnreadableRow> {
+        let backend_type = self.text("backend_type")?;
+        let wait_event = self.text("wait_event")?;
+        let holder = match (self.pid("pid")?, self.optional("gid")?) {
+            (Some(pid), _) if backend_type == "autovacuum worker" => Holder::Autovacuum(pid),
+            (Some(pid), _) => Holder::Session(pid),
+            (None, Some(gid)) => Holder::Prepared { gid },
+            (None, None) => return Err(UnreadableRow { column: "pid" }),
+        };
+        let mut query: Option<String> = self.optional("query")?;
+        if let Some(query) = &mut query {
+            query.truncate(query.floor_char_boundary(QUERY_LIMIT));
+        }
+        Ok(Transaction {
+            xid: self.required("xid")?,
+            holder,
+            database: self.optional("database")?,
+            usename: self.optional("usename")?,
+            application_name: self.optional("application_name")?,
+            client_addr: self.optional("client_addr")?,
+            state: self.optional("state")?,
+            state_since: self.timestamp("state_since")?,
+            started: self.timestamp("started")?,
+            xact_start: self.optional("xact_start")?,
+            query,
+            waits_for_walsender: wait_event
+                .to_ascii_lowercase()
+                .starts_with("libpqwalreceiver"),
+        })
+    }
+}

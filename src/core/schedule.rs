@@ -1,0 +1,486 @@
+//! When another running-xacts record can move a slot's creation on.
+//!
+//! The creator's snapshot builder takes one step at most for each record that it decodes
+//! (`SnapBuildFindSnapshot`, `snapbuild.c`):
+//!
+//! ```text
+//!            first record          oldestRunningXid >= N1       oldestRunningXid >= N2
+//!  START ─────────────────► BUILDING ─────────────────► FULL ─────────────────► CONSISTENT
+//!            N1 = its nextXid           N2 = its nextXid                            ▲
+//!    └──────────────────── any record without a running transaction ─────────────────┘
+//! ```
+//!
+//! So one to three records suffice, each only once the transactions that ran at the one before
+//! have ended, and any other record is wasted. The builder's phase is private to its process;
+//! [`Schedule`] follows it from outside.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::time::Timestamp;
+use super::xid::Xid;
+
+/// What a running-xacts record would say if it were written now.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// `oldestRunningXid`; the same as `next` when no transaction runs.
+    pub oldest: Xid,
+    /// `nextXid`
+    pub next: Xid,
+}
+
+/// Whether the creator was seen to wait for a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    ForTransaction,
+    /// For something else, or nobody can tell.
+    NotKnown,
+}
+
+/// Follows one slot's builder.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Schedule {
+    needs: Needs,
+    phase: Phase,
+    /// The last record, or the creation's first sight.
+    last: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Needs {
+    /// A record, whatever it says: none came after the slot's `restart_lsn` yet.
+    FirstRecord,
+    /// A record written after all transactions before this one have ended.
+    RecordAfter(Xid),
+    /// Nothing that is known of: the last record named no running transaction.
+    Nothing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Phase {
+    /// START or BUILDING: whatever runs when this phase ends will be waited for as well.
+    First,
+    /// FULL: only what ran when it was reached is waited for.
+    Second,
+}
+
+impl Schedule {
+    /// For a creator whose first record somebody else has to write: a standby's.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "standbys are only watched so far")
+    )]
+    pub fn without_record(now: Timestamp) -> Self {
+        Self {
+            needs: Needs::FirstRecord,
+            phase: Phase::First,
+            last: now,
+        }
+    }
+
+    /// For a creator on a primary, which writes the first record itself before it waits
+    /// (`ReplicationSlotReserveWal`, `slot.c`). `running` as at first sight, at most a tick later:
+    /// what began in between is taken for running at the record.
+    pub fn with_own_record(running: Running, now: Timestamp) -> Self {
+        let mut schedule = Self {
+            needs: Needs::FirstRecord,
+            phase: Phase::First,
+            last: now,
+        };
+        schedule.recorded(running, now);
+        schedule
+    }
+
+    /// The creator waits for a transaction's end, so it has decoded a record that named some.
+    pub fn creator_waits(&mut self, running: Running) {
+        match self.needs {
+            Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
+            // Those of the last record have ended, and the creator waits again: it took a step.
+            Needs::RecordAfter(_) => self.phase = Phase::Second,
+            Needs::FirstRecord | Needs::Nothing => {}
+        }
+        self.needs = Needs::RecordAfter(running.next);
+    }
+
+    /// A record was written that says `running`.
+    pub fn recorded(&mut self, running: Running, now: Timestamp) {
+        match self.needs {
+            Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
+            Needs::RecordAfter(_) => self.phase = Phase::Second,
+            Needs::FirstRecord | Needs::Nothing => {}
+        }
+        self.needs = if running.oldest == running.next {
+            Needs::Nothing
+        } else {
+            Needs::RecordAfter(running.next)
+        };
+        self.last = now;
+    }
+
+    /// Whether a record written now can move the builder, or enough time has gone by to try what
+    /// can't be seen from outside: VACUUM's own transaction counts in a record but not in a
+    /// snapshot, and somebody else's record may have moved the builder.
+    pub fn wants_record(
+        &self,
+        running: Running,
+        waiting: Waiting,
+        now: Timestamp,
+        nudge_interval: Duration,
+    ) -> bool {
+        let overdue = now.since(self.last) >= nudge_interval;
+        match (waiting, self.needs) {
+            (Waiting::ForTransaction, _) => false,
+            (Waiting::NotKnown, Needs::FirstRecord) => true,
+            (Waiting::NotKnown, Needs::RecordAfter(bound)) => !running.oldest.precedes(bound),
+            (Waiting::NotKnown, Needs::Nothing) => overdue,
+        }
+    }
+
+    /// Whether a running transaction must end before the slot can be usable. `lasting`: it has run
+    /// for so long that it will still run when the builder reaches its next phase, which then
+    /// waits for it.
+    pub fn must_end(&self, xid: Xid, lasting: bool) -> bool {
+        let in_this_phase = match self.needs {
+            Needs::RecordAfter(bound) => xid.precedes(bound),
+            Needs::FirstRecord | Needs::Nothing => false,
+        };
+        in_this_phase
+            || match self.phase {
+                Phase::First => lasting,
+                Phase::Second => false,
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A tick of the worker while a slot is being built, and the distance between safety records,
+    /// both in the model's microseconds.
+    const TICK: i64 = 20_000;
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    /// `SnapBuildFindSnapshot`, without the parts that a slot's creation never takes.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Builder {
+        Start,
+        Building(Xid),
+        Full(Xid),
+        Consistent,
+    }
+
+    impl Builder {
+        fn decode(self, record: Running) -> Self {
+            match self {
+                _ if record.oldest == record.next => Self::Consistent,
+                Self::Start => Self::Building(record.next),
+                Self::Building(bound) if !record.oldest.precedes(bound) => Self::Full(record.next),
+                Self::Full(bound) if !record.oldest.precedes(bound) => Self::Consistent,
+                Self::Building(_) | Self::Full(_) | Self::Consistent => self,
+            }
+        }
+
+        /// Whether a record could move it now.
+        fn can_move(self, record: Running) -> bool {
+            self.decode(record) != self
+        }
+    }
+
+    /// A server on which transactions begin and end.
+    #[derive(Debug)]
+    struct Server {
+        next: u32,
+        running: Vec<Xid>,
+        now: i64,
+    }
+
+    impl Server {
+        /// `first`: the next xid, often just before the wrap-around.
+        fn new(first: u32) -> Self {
+            Self {
+                next: first.max(3),
+                running: Vec::new(),
+                now: 0,
+            }
+        }
+
+        fn begin(&mut self) {
+            let xid = self.next_xid();
+            self.running.push(xid);
+            self.next = self.next.wrapping_add(1).max(3);
+        }
+
+        fn end(&mut self, choice: usize) {
+            if !self.running.is_empty() {
+                self.running.remove(choice % self.running.len());
+            }
+        }
+
+        fn next_xid(&self) -> Xid {
+            Xid::new(self.next).expect("a normal xid")
+        }
+
+        fn running(&self) -> Running {
+            Running {
+                oldest: self.running.first().copied().unwrap_or(self.next_xid()),
+                next: self.next_xid(),
+            }
+        }
+
+        fn now(&self) -> Timestamp {
+            Timestamp::new(self.now)
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Begin,
+        End(usize),
+        Tick,
+        /// Time in which the worker does not come round.
+        Pause,
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        prop::collection::vec(
+            prop_oneof![
+                3 => Just(Step::Begin),
+                3 => any::<usize>().prop_map(Step::End),
+                4 => Just(Step::Tick),
+                1 => Just(Step::Pause),
+            ],
+            0..80,
+        )
+    }
+
+    /// How many transactions run when the creation begins, at most.
+    const MOST_BEFORE: usize = 5;
+
+    fn first_xid() -> impl Strategy<Value = u32> {
+        prop_oneof![any::<u32>(), u32::MAX - 40..=u32::MAX, 3..40u32]
+    }
+
+    /// Every transaction ends, and the worker comes round often enough for three records and one
+    /// of the safety net.
+    fn and_then_all_end(mut steps: Vec<Step>) -> Vec<Step> {
+        steps.extend((0..steps.len() + MOST_BEFORE).map(|_| Step::End(0)));
+        steps.extend((0..1000).map(|_| Step::Tick));
+        steps
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 2000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// Nobody but us writes records, and the creator's wait cannot be seen: a standby whose
+        /// primary rests.
+        #[test]
+        fn leads_a_silent_builder_to_the_end(first in first_xid(), before in 0..=MOST_BEFORE, steps in steps()) {
+            let mut server = Server::new(first);
+            (0..before).for_each(|_| server.begin());
+            let mut builder = Builder::Start;
+            let mut schedule = Schedule::without_record(server.now());
+            let mut records = 0;
+            for step in and_then_all_end(steps) {
+                match step {
+                    Step::Begin => server.begin(),
+                    Step::End(choice) => server.end(choice),
+                    Step::Pause => server.now += TICK * 50,
+                    Step::Tick => {
+                        server.now += TICK;
+                        let running = server.running();
+                        if builder != Builder::Consistent
+                            && schedule.wants_record(running, Waiting::NotKnown, server.now(), INTERVAL)
+                        {
+                            prop_assert!(builder.can_move(running), "wasted on {builder:?}: {running:?}");
+                            builder = builder.decode(running);
+                            schedule.recorded(running, server.now());
+                            records += 1;
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(builder, Builder::Consistent);
+            prop_assert!(records <= 3, "{records} records");
+        }
+
+        /// The creator writes its own records after each wait, which nobody flushes but us and,
+        /// now and then, the WAL writer: a primary.
+        #[test]
+        fn flushes_for_a_builder_that_writes_itself(
+            first in first_xid(),
+            before in 0..=MOST_BEFORE,
+            steps in steps(),
+            wal_writer in prop::collection::vec(any::<bool>(), 100),
+        ) {
+            let mut server = Server::new(first);
+            (0..before).for_each(|_| server.begin());
+            // The first record is flushed by the creator.
+            let mut creator = Creator::new(server.running(), &server.running);
+            let mut schedule: Option<Schedule> = None;
+            let mut wal_writer = wal_writer.into_iter().cycle();
+            let (mut records, mut safety) = (0, 0);
+            for step in and_then_all_end(steps) {
+                match step {
+                    Step::Begin => server.begin(),
+                    Step::End(choice) => server.end(choice),
+                    Step::Pause => server.now += TICK * 50,
+                    Step::Tick => server.now += TICK,
+                }
+                creator.go_on(&server);
+                if matches!(step, Step::Pause) && wal_writer.next() == Some(true) {
+                    creator.flushed(&server);
+                }
+                if !matches!(step, Step::Tick) || creator.builder == Builder::Consistent {
+                    continue;
+                }
+                let running = server.running();
+                let Some(schedule) = &mut schedule else {
+                    schedule = Some(Schedule::with_own_record(running, server.now()));
+                    continue;
+                };
+                let waiting = creator.waiting();
+                if waiting == Waiting::ForTransaction {
+                    schedule.creator_waits(running);
+                }
+                if schedule.wants_record(running, waiting, server.now(), INTERVAL) {
+                    prop_assert!(creator.waits_for.is_empty());
+                    if server.now().since(schedule.last) >= INTERVAL && schedule.needs == Needs::Nothing {
+                        safety += 1;
+                    }
+                    creator.unflushed.push((running, server.running.clone()));
+                    creator.flushed(&server);
+                    schedule.recorded(running, server.now());
+                    records += 1;
+                }
+            }
+            prop_assert_eq!(creator.builder, Builder::Consistent);
+            prop_assert!(records <= 3 + safety, "{records} records, {safety} of them for safety");
+        }
+    }
+
+    /// A creator on a primary: its builder, the transactions that it waits for
+    /// (`SnapBuildWaitSnapshot`) and the records that are written but not flushed, each with the
+    /// transactions it names.
+    struct Creator {
+        builder: Builder,
+        waits_for: Vec<Xid>,
+        unflushed: Vec<(Running, Vec<Xid>)>,
+    }
+
+    impl Creator {
+        fn new(record: Running, named: &[Xid]) -> Self {
+            let mut creator = Self {
+                builder: Builder::Start,
+                waits_for: Vec::new(),
+                unflushed: Vec::new(),
+            };
+            creator.decode(record, named);
+            creator
+        }
+
+        fn decode(&mut self, record: Running, named: &[Xid]) {
+            let before = self.builder;
+            self.builder = before.decode(record);
+            if self.builder != before && self.builder != Builder::Consistent {
+                self.waits_for = named.to_vec();
+            }
+        }
+
+        /// Once the transactions that it waits for have ended, it writes a record.
+        fn go_on(&mut self, server: &Server) {
+            if self.waits_for.is_empty() {
+                return;
+            }
+            self.waits_for.retain(|xid| server.running.contains(xid));
+            if self.waits_for.is_empty() {
+                self.unflushed
+                    .push((server.running(), server.running.clone()));
+            }
+        }
+
+        /// All that was written becomes readable, and is decoded up to the next wait.
+        fn flushed(&mut self, server: &Server) {
+            while self.waits_for.is_empty() && !self.unflushed.is_empty() {
+                let (record, named) = self.unflushed.remove(0);
+                self.decode(record, &named);
+                self.go_on(server);
+            }
+        }
+
+        fn waiting(&self) -> Waiting {
+            if self.waits_for.is_empty() {
+                Waiting::NotKnown
+            } else {
+                Waiting::ForTransaction
+            }
+        }
+    }
+
+    fn xid(xid: u32) -> Xid {
+        Xid::new(xid).expect("a normal xid")
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::new(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn a_record_is_repeated_only_after_the_interval() {
+        let idle = Running {
+            oldest: xid(700),
+            next: xid(700),
+        };
+        let mut schedule = Schedule::without_record(at(0));
+        let wants = |schedule: &Schedule, seconds| {
+            schedule.wants_record(idle, Waiting::NotKnown, at(seconds), INTERVAL)
+        };
+        assert!(wants(&schedule, 0));
+        schedule.recorded(idle, at(0));
+        assert!(!wants(&schedule, 9));
+        assert!(wants(&schedule, 10));
+        schedule.recorded(idle, at(10));
+        assert!(!wants(&schedule, 19));
+    }
+
+    #[test]
+    fn no_record_while_the_creator_waits_for_a_transaction() {
+        let idle = Running {
+            oldest: xid(700),
+            next: xid(700),
+        };
+        let schedule = Schedule::without_record(at(0));
+        assert!(!schedule.wants_record(idle, Waiting::ForTransaction, at(3600), INTERVAL));
+    }
+
+    #[test]
+    fn later_transactions_must_end_too_until_the_second_phase() {
+        let mut schedule = Schedule::with_own_record(
+            Running {
+                oldest: xid(700),
+                next: xid(702),
+            },
+            at(0),
+        );
+        assert!(schedule.must_end(xid(700), false));
+        assert!(
+            !schedule.must_end(xid(702), false),
+            "it may end before it matters"
+        );
+        assert!(schedule.must_end(xid(702), true));
+
+        // 700 has ended and the creator waits for 702.
+        schedule.creator_waits(Running {
+            oldest: xid(702),
+            next: xid(705),
+        });
+        assert!(schedule.must_end(xid(702), false));
+        assert!(!schedule.must_end(xid(705), true));
+    }
+}

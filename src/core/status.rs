@@ -1,0 +1,176 @@
+//! A row of the view `slot_self_heal_status`.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::advice::{self, Advice};
+use super::diagnosis::{Kinship, State, kinship};
+use super::episode::{Episode, Finished, Nudge, Outcome, Watch};
+use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
+use super::time::Timestamp;
+
+/// What the view shows of one slot; columns as documented in the README.
+#[derive(Debug)]
+pub struct Status {
+    pub slot: Slot,
+    pub state: State,
+    pub state_since: Option<Timestamp>,
+    pub creation_started: Option<Timestamp>,
+    pub creator: Option<CreatorIdentity>,
+    pub blockers: Value,
+    pub nudges: u32,
+    pub last_nudge: Option<Nudge>,
+    pub advice: Advice,
+}
+
+/// Why the worker may know nothing of a creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worker {
+    Watching,
+    /// `slot_self_heal.enabled` is off.
+    Disabled,
+    NotRunning,
+}
+
+/// What the ledger holds.
+#[derive(Debug)]
+pub struct Known {
+    pub watch: Watch,
+    /// The latest last.
+    pub finished: Vec<Finished>,
+    pub worker: Worker,
+    pub role: Role,
+}
+
+/// Tells the status of a slot from the server's own view of it and from what the worker knows.
+pub fn status(slot: Slot, known: &Known, now: Timestamp) -> Status {
+    match &slot.progress {
+        Progress::Building(creator) => {
+            let creator = creator.identity.clone();
+            let episode = known.watch.episodes.get(&slot.name);
+            match episode.filter(|episode| episode.creator.pid == creator.pid) {
+                Some(episode) => of_episode(slot, episode, known, now),
+                None => of_unknown_creation(slot, creator, known),
+            }
+        }
+        Progress::Usable => of_usable(slot, known),
+        Progress::LeftBehind(_) | Progress::Invalidated(_) => Status {
+            advice: advice::on_slot(&slot),
+            ..bare(slot, State::Lost)
+        },
+    }
+}
+
+fn bare(slot: Slot, state: State) -> Status {
+    Status {
+        slot,
+        state,
+        state_since: None,
+        creation_started: None,
+        creator: None,
+        blockers: Value::Array(Vec::new()),
+        nudges: 0,
+        last_nudge: None,
+        advice: Advice::default(),
+    }
+}
+
+fn of_episode(slot: Slot, episode: &Episode, known: &Known, now: Timestamp) -> Status {
+    let blockers = known.watch.blockers_of(episode);
+    let blockers = blockers
+        .into_iter()
+        .map(|transaction| Blocker::new(transaction, &episode.creator))
+        .filter_map(|blocker| serde_json::to_value(blocker).ok())
+        .collect();
+    Status {
+        slot,
+        state: episode.state,
+        state_since: Some(episode.state_since),
+        creation_started: Some(episode.started),
+        creator: Some(episode.creator.clone()),
+        blockers: Value::Array(blockers),
+        nudges: episode.nudges,
+        last_nudge: episode.last_nudge,
+        advice: advice::on_creation(episode, &known.watch, known.role, now),
+    }
+}
+
+fn of_unknown_creation(slot: Slot, creator: CreatorIdentity, known: &Known) -> Status {
+    let (detail, hint) = match known.worker {
+        Worker::Watching if known.watch.more_episodes > 0 => (
+            format!(
+                "Not shown: {} more creations go on than fit in slot_self_heal's shared memory; \
+                 they are watched all the same.",
+                known.watch.more_episodes
+            ),
+            None,
+        ),
+        Worker::Watching => (
+            "The creation has just begun, and slot_self_heal has not looked at it yet.".into(),
+            None,
+        ),
+        Worker::Disabled => (
+            "Nothing is known of this creation: slot_self_heal.enabled is off.".into(),
+            Some("ALTER SYSTEM SET slot_self_heal.enabled = on; SELECT pg_reload_conf();"),
+        ),
+        Worker::NotRunning => (
+            "Nothing is known of this creation: slot_self_heal's worker does not run.".into(),
+            Some("SELECT hint FROM slot_self_heal_worker;"),
+        ),
+    };
+    Status {
+        creator: Some(creator),
+        advice: Advice {
+            detail: Some(detail),
+            hint: hint.map(String::from),
+        },
+        ..bare(slot, State::Starting)
+    }
+}
+
+fn of_usable(slot: Slot, known: &Known) -> Status {
+    let creation =
+        known.finished.iter().rev().find(|finished| {
+            finished.outcome == Outcome::Ready && finished.episode.slot == slot.name
+        });
+    Status {
+        state_since: creation.map(|finished| finished.ended),
+        nudges: creation.map_or(0, |finished| finished.episode.nudges),
+        last_nudge: creation.and_then(|finished| finished.episode.last_nudge),
+        ..bare(slot, State::Ready)
+    }
+}
+
+/// An element of the column `blockers`.
+#[derive(Serialize)]
+struct Blocker<'a> {
+    xid: u32,
+    pid: Option<i32>,
+    gid: Option<&'a str>,
+    database: Option<&'a str>,
+    usename: Option<&'a str>,
+    application_name: Option<&'a str>,
+    client_addr: Option<&'a str>,
+    state: Option<&'a str>,
+    xact_start: Option<&'a str>,
+    query: Option<&'a str>,
+    is_creator_peer: bool,
+}
+
+impl<'a> Blocker<'a> {
+    fn new(transaction: &'a Transaction, creator: &CreatorIdentity) -> Self {
+        Self {
+            xid: transaction.xid.get(),
+            pid: transaction.pid().map(|pid| pid.get()),
+            gid: transaction.gid(),
+            database: transaction.database.as_deref(),
+            usename: transaction.usename.as_deref(),
+            application_name: transaction.application_name.as_deref(),
+            client_addr: transaction.client_addr.as_deref(),
+            state: transaction.state.as_deref(),
+            xact_start: transaction.xact_start.as_deref(),
+            query: transaction.query.as_deref(),
+            is_creator_peer: kinship(creator, transaction) != Kinship::None,
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Points in time and how long things took.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Microseconds since 2000-01-01 00:00 UTC, as the server's own `TimestampTz`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    pub fn new(microseconds: i64) -> Self {
+        Self(microseconds)
+    }
+
+    pub fn get(self) -> i64 {
+        self.0
+    }
+
+    /// The time from `earlier` until this; zero if the clock was set back in between.
+    pub fn since(self, earlier: Self) -> Duration {
+        let microseconds = self.0.saturating_sub(earlier.0);
+        Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
+    }
+}
+
+/// A length of time in words short enough for a log line: `850 ms`, `12 s`, `3 min 20 s`, `2 h 5 min`.
+pub fn in_words(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{} ms", duration.as_millis()),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_set_back_gives_no_negative_time() {
+        assert_eq!(Timestamp(5).since(Timestamp(9)), Duration::ZERO);
+        assert_eq!(
+            Timestamp(i64::MIN).since(Timestamp(i64::MAX)),
+            Duration::ZERO
+        );
+        assert_eq!(Timestamp(9).since(Timestamp(5)), Duration::from_micros(4));
+    }
+
+    #[test]
+    fn words_follow_the_size() {
+        let words = |seconds| in_words(Duration::from_secs(seconds));
+        assert_eq!(in_words(Duration::from_millis(850)), "850 ms");
+        assert_eq!(words(12), "12 s");
+        assert_eq!(words(200), "3 min 20 s");
+        assert_eq!(words(7500), "2 h 5 min");
+        assert_eq!(words(200_000), "2 d 7 h");
+    }
+}

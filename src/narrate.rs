@@ -1,0 +1,162 @@
+//! The log's messages.
+
+use std::time::Duration;
+
+use pgrx::prelude::*;
+
+use crate::core::advice;
+use crate::core::episode::{Episode, Outcome, Telling, Watch};
+use crate::core::observation::{Observation, SlotName};
+use crate::core::time::{Timestamp, in_words};
+use crate::core::xid::Lsn;
+use crate::server::report::Notice;
+
+fn notice(code: PgSqlErrorCode, message: impl Into<String>) -> Notice {
+    Notice {
+        code,
+        message: message.into(),
+        detail: None,
+        hint: None,
+    }
+}
+
+/// A creation waits for transactions.
+pub fn waits(
+    telling: Telling,
+    episode: &Episode,
+    watch: &Watch,
+    observation: &Observation,
+) -> Notice {
+    let still = match telling {
+        Telling::First => "",
+        Telling::Again => "still ",
+    };
+    let advice = advice::on_creation(episode, watch, observation.role, observation.at);
+    Notice {
+        detail: advice.detail,
+        hint: advice.hint,
+        ..notice(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!(
+                "logical replication slot \"{}\" is being created and {still}waits for transactions",
+                episode.slot
+            ),
+        )
+    }
+}
+
+/// A creation has ended.
+pub fn ended(outcome: Outcome, episode: &Episode, now: Timestamp) -> Notice {
+    let took = in_words(now.since(episode.started));
+    let slot = &episode.slot;
+    let (code, message) = match outcome {
+        Outcome::Ready => (
+            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+            format!("logical replication slot \"{slot}\" is ready after {took}"),
+        ),
+        Outcome::Gone => (
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!(
+                "logical replication slot \"{slot}\" is gone before it became ready, after {took}"
+            ),
+        ),
+    };
+    let detail = format!(
+        "Its creation waited {} for transactions and {} for a running-xacts record; \
+         slot_self_heal wrote {}.",
+        in_words(episode.waited.for_transactions),
+        in_words(episode.waited.for_record),
+        match episode.nudges {
+            0 => "none".to_owned(),
+            1 => "one".to_owned(),
+            nudges => nudges.to_string(),
+        }
+    );
+    Notice {
+        detail: Some(detail),
+        ..notice(code, message)
+    }
+}
+
+/// A record was written, the first for these slots.
+pub fn nudged(slots: &[SlotName], lsn: Lsn) -> Notice {
+    const NAMED: usize = 5;
+    let mut names: Vec<String> = slots
+        .iter()
+        .take(NAMED)
+        .map(|slot| format!("\"{slot}\""))
+        .collect();
+    if slots.len() > NAMED {
+        names.push(format!("and {} more", slots.len() - NAMED));
+    }
+    let what = match slots.len() {
+        1 => "logical replication slot",
+        _ => "logical replication slots",
+    };
+    notice(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        format!(
+            "wrote a running-xacts record at {lsn} for {what} {}",
+            names.join(", ")
+        ),
+    )
+}
+
+pub fn trouble(cause: &Notice) -> Notice {
+    Notice {
+        message: format!(
+            "slot_self_heal failed to look after replication slots: {}",
+            cause.message
+        ),
+        ..cause.clone()
+    }
+}
+
+pub fn trouble_is_over() -> Notice {
+    notice(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        "slot_self_heal looks after replication slots again",
+    )
+}
+
+pub fn wal_level_too_low() -> Notice {
+    Notice {
+        detail: Some(
+            "No logical replication slot can be created below wal_level = logical.".into(),
+        ),
+        hint: Some("ALTER SYSTEM SET wal_level = 'logical'; then restart the server.".into()),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "slot_self_heal has nothing to do",
+        )
+    }
+}
+
+pub fn cannot_connect(database: &str, retry: Duration) -> Notice {
+    Notice {
+        detail: Some("The message before this one says why.".into()),
+        hint: Some(format!(
+            "Let slot_self_heal.database name a database that exists and restart the server, or \
+             create database \"{database}\"; the worker tries again every {}.",
+            in_words(retry)
+        )),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+            format!(
+                "slot_self_heal cannot connect to database \"{database}\", which \
+                 slot_self_heal.database names"
+            ),
+        )
+    }
+}
+
+pub fn no_worker_slot() -> Notice {
+    Notice {
+        detail: Some("Nobody looks after the creation of replication slots.".into()),
+        hint: Some("Raise max_worker_processes and restart the server.".into()),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+            "slot_self_heal could not register its background worker",
+        )
+    }
+}

@@ -1,0 +1,64 @@
+//! Is any logical slot being built? Read from shared memory, without a lock: all that an idle tick
+//! costs the server.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ptr;
+
+use pgrx::pg_sys;
+
+/// What the gate saw: whether slots may be building, and a mark that changes with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    Closed,
+    /// Some process holds a logical slot that is not usable yet.
+    Open(u64),
+}
+
+/// Looks at `ReplicationSlotCtl` (`slot.h`).
+///
+/// `confirmed_flush` is set when a slot reaches its consistent point, and `active_pid` as long as
+/// a process works on it. A slot may change while it is read; the scan that follows finds out, and
+/// a slot that was missed is seen a tick later.
+pub fn look() -> Gate {
+    let mut building = DefaultHasher::new();
+    let mut open = false;
+    for index in 0..slot_count() {
+        // SAFETY: the array has max_replication_slots elements, made when the server started, and
+        // lives as long as this process. Fields are read one by one, without a reference to what
+        // other processes write.
+        unsafe {
+            let first = (&raw const (*pg_sys::ReplicationSlotCtl).replication_slots)
+                .cast::<pg_sys::ReplicationSlot>();
+            let slot = first.add(index);
+            if !ptr::read_volatile(&raw const (*slot).in_use) {
+                continue;
+            }
+            let data = &raw const (*slot).data;
+            let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
+            let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
+            let holder = ptr::read_volatile(&raw const (*slot).active_pid);
+            if is_logical && !is_usable && holder != 0 {
+                open = true;
+                let restart_lsn = ptr::read_volatile(&raw const (*data).restart_lsn);
+                (index, holder, restart_lsn).hash(&mut building);
+            }
+        }
+    }
+    if open {
+        Gate::Open(building.finish())
+    } else {
+        Gate::Closed
+    }
+}
+
+/// Zero where the server has no slots at all.
+fn slot_count() -> usize {
+    // SAFETY: both are set when the server starts.
+    unsafe {
+        if pg_sys::ReplicationSlotCtl.is_null() {
+            0
+        } else {
+            usize::try_from(pg_sys::max_replication_slots).unwrap_or(0)
+        }
+    }
+}

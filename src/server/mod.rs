@@ -1,0 +1,96 @@
+//! The only code that touches the server: its shared memory, its functions, its SQL.
+#![allow(unsafe_code)]
+
+pub mod gate;
+pub mod process;
+pub mod record;
+pub mod report;
+pub mod scan;
+pub mod transaction;
+mod version;
+
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use pgrx::pg_sys;
+
+use crate::core::observation::Role;
+use crate::core::time::Timestamp;
+
+/// Set in the postmaster; each process has its copy by fork.
+static PRELOADED: AtomicBool = AtomicBool::new(false);
+
+/// Whether `shared_preload_libraries` are just being loaded.
+pub fn is_preloading() -> bool {
+    // SAFETY: a flag that only the main thread writes.
+    unsafe { pg_sys::process_shared_preload_libraries_in_progress }
+}
+
+pub fn note_preloaded() {
+    PRELOADED.store(true, Ordering::Relaxed);
+}
+
+pub fn was_preloaded() -> bool {
+    PRELOADED.load(Ordering::Relaxed)
+}
+
+/// Makes Postgres refuse settings of this prefix that nobody defined.
+pub fn reserve_setting_prefix(prefix: &'static CStr) {
+    // SAFETY: copies the name.
+    unsafe { pg_sys::MarkGUCPrefixReserved(prefix.as_ptr()) }
+}
+
+pub fn now() -> Timestamp {
+    // SAFETY: reads the clock.
+    Timestamp::new(unsafe { pg_sys::GetCurrentTimestamp() })
+}
+
+pub fn role() -> Role {
+    // SAFETY: reads shared memory, without a lock.
+    if unsafe { pg_sys::RecoveryInProgress() } {
+        Role::Standby
+    } else {
+        Role::Primary
+    }
+}
+
+/// `wal_level`, as far as it matters here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WalLevel {
+    Minimal,
+    Replica,
+    Logical,
+}
+
+pub fn wal_level() -> WalLevel {
+    use pg_sys::WalLevel::{WAL_LEVEL_LOGICAL, WAL_LEVEL_REPLICA};
+    // SAFETY: a setting that changes only when the server starts.
+    let level = u32::try_from(unsafe { pg_sys::wal_level }).unwrap_or(0);
+    if level >= WAL_LEVEL_LOGICAL {
+        WalLevel::Logical
+    } else if level >= WAL_LEVEL_REPLICA {
+        WalLevel::Replica
+    } else {
+        WalLevel::Minimal
+    }
+}
+
+/// Whether the current database's encoding is UTF-8, which Rust's strings are.
+pub fn database_is_utf8() -> bool {
+    // SAFETY: reads a value that is set when a process connects to its database.
+    let encoding = unsafe { pg_sys::GetDatabaseEncoding() };
+    u32::try_from(encoding) == Ok(pg_sys::pg_enc::PG_UTF8)
+}
+
+/// A mark of the list of background workers that are registered while libraries are preloaded.
+///
+/// `RegisterBackgroundWorker` says nothing when there is no room for one more; it pushes a new one
+/// to the front of the list, which changes this mark.
+pub fn registered_workers() -> [usize; version::LIST_HEAD_WORDS] {
+    unsafe extern "C" {
+        /// Not bound by pgrx (`bgworker_internals.h`).
+        static BackgroundWorkerList: [usize; version::LIST_HEAD_WORDS];
+    }
+    // SAFETY: a list head of this size, which only the postmaster changes, and this is it.
+    unsafe { std::ptr::read_volatile(&raw const BackgroundWorkerList) }
+}

@@ -1,0 +1,126 @@
+//! The worker as a server process: its signals, its connection, its sleep, its end.
+
+use std::ffi::{CStr, c_int};
+use std::ptr;
+use std::time::Duration;
+
+use pgrx::{check_for_interrupts, pg_sys};
+
+use super::version;
+pub use super::version::wait_event;
+use crate::core::observation::Pid;
+
+/// Makes the process end on SIGTERM at its next interrupt check and take up changed settings on
+/// SIGHUP, as core's own workers do.
+///
+/// `die` ends it with exit status 1, which the postmaster takes as "start it again"; it also
+/// interrupts queries and waits.
+pub fn handle_signals() {
+    // The functions themselves: pgrx's are wrapped to catch errors, which has no place in a signal
+    // handler.
+    unsafe extern "C-unwind" {
+        fn die(signal: c_int);
+        fn SignalHandlerForConfigReload(signal: c_int);
+    }
+    // SAFETY: core's own handlers, installed before signals are unblocked.
+    unsafe {
+        version::handle_signal(pg_sys::SIGTERM, die);
+        version::handle_signal(pg_sys::SIGHUP, SignalHandlerForConfigReload);
+        pg_sys::BackgroundWorkerUnblockSignals();
+    }
+}
+
+/// Connects to a database as the bootstrap superuser. The process ends if it can't.
+pub fn connect(database: &CStr) {
+    // SAFETY: called once in a background worker, with a valid name.
+    unsafe {
+        pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), ptr::null(), 0);
+    }
+    // No object that a user made may ever be found by a query of the worker's, nor may the
+    // defaults that a database's owner can set with ALTER DATABASE change how it is run.
+    pin(c"search_path", c"pg_catalog, pg_temp");
+    pin(c"default_transaction_isolation", c"read committed");
+    pin(c"default_transaction_deferrable", c"off");
+    // Compiling would take far longer than these queries do.
+    pin(c"jit", c"off");
+    // A lock on a catalog is waited for, by whoever's order, no longer than this.
+    pin(c"lock_timeout", c"1s");
+}
+
+fn pin(setting: &CStr, value: &CStr) {
+    // SAFETY: both are copied. PGC_S_OVERRIDE outranks the configuration file, so that a reload
+    // does not undo it.
+    unsafe {
+        pg_sys::SetConfigOption(
+            setting.as_ptr(),
+            value.as_ptr(),
+            pg_sys::GucContext::PGC_SUSET,
+            pg_sys::GucSource::PGC_S_OVERRIDE,
+        );
+    }
+}
+
+pub fn my_pid() -> Option<Pid> {
+    // SAFETY: set when the process starts.
+    Pid::new(unsafe { pg_sys::MyProcPid })
+}
+
+/// Runs `callback` when the process ends, while shared memory is still there.
+pub fn before_exit(callback: unsafe extern "C-unwind" fn(c_int, pg_sys::Datum)) {
+    // SAFETY: the list of callbacks has room for some, and ours is one.
+    unsafe { pg_sys::before_shmem_exit(Some(callback), pg_sys::Datum::null()) }
+}
+
+/// Sleeps until `nap` is over or the latch is set, then serves interrupts (the end of the process,
+/// barriers) and a changed configuration. Ends the process if the postmaster is gone.
+pub fn sleep(nap: Duration, wait_event: u32) {
+    let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
+    let milliseconds = i64::try_from(nap.as_millis()).unwrap_or(i64::MAX);
+    // SAFETY: this process's own latch.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            events.cast_signed(),
+            milliseconds,
+            wait_event,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    check_for_interrupts!();
+    reload_if_asked();
+}
+
+fn reload_if_asked() {
+    // SAFETY: a flag of this process that its signal handler sets.
+    unsafe {
+        if ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
+            ptr::write_volatile(&raw mut pg_sys::ConfigReloadPending, 0);
+            pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
+        }
+    }
+}
+
+/// Shows in `pg_stat_activity` whether the worker works.
+pub fn show_activity(activity: Activity) {
+    use pg_sys::BackendState::{STATE_IDLE, STATE_RUNNING};
+    let (state, text) = match activity {
+        Activity::Scanning => (STATE_RUNNING, c"scanning replication slots".as_ptr()),
+        Activity::Idle => (STATE_IDLE, ptr::null()),
+    };
+    // SAFETY: copies the text.
+    unsafe { pg_sys::pgstat_report_activity(state, text) }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Activity {
+    Scanning,
+    Idle,
+}
+
+/// Hands the counts of the worker's own transactions to the statistics, at most once a second.
+pub fn report_statistics() {
+    // SAFETY: called outside a transaction, as it must be.
+    unsafe {
+        pg_sys::pgstat_report_stat(false);
+    }
+}

@@ -1,0 +1,76 @@
+//! What the log is told.
+
+use pgrx::pg_sys::panic::ErrorReport;
+use pgrx::prelude::*;
+use pgrx::{function_name, pg_sys};
+
+/// A message in Postgres's own style: the message in lower case without a full stop, the detail
+/// and the hint whole sentences.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub code: PgSqlErrorCode,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+}
+
+pub fn log(notice: Notice) {
+    report(notice, PgLogLevel::LOG);
+}
+
+pub fn warning(notice: Notice) {
+    report(notice, PgLogLevel::WARNING);
+}
+
+/// Raises an error in the current session.
+pub fn error(notice: Notice) -> ! {
+    report(notice, PgLogLevel::ERROR);
+    unreachable!("an error does not return")
+}
+
+fn report(notice: Notice, level: PgLogLevel) {
+    let mut report = ErrorReport::new(notice.code, notice.message, function_name!());
+    if let Some(detail) = notice.detail {
+        report = report.set_detail(detail);
+    }
+    if let Some(hint) = notice.hint {
+        report = report.set_hint(hint);
+    }
+    report.report(level);
+}
+
+/// Takes what `core` has to say for the curious to the server's log, as DEBUG1.
+struct ServerLog;
+
+static SERVER_LOG: ServerLog = ServerLog;
+
+impl log::Log for ServerLog {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        // SAFETY: a setting; DEBUG1 would be swallowed otherwise, after it was put together.
+        unsafe { pg_sys::log_min_messages <= pg_sys::DEBUG1.cast_signed() }
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let message = format!("slot_self_heal: {}", record.args());
+            report(
+                Notice {
+                    code: PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+                    message,
+                    detail: None,
+                    hint: None,
+                },
+                PgLogLevel::DEBUG1,
+            );
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Only the worker's process talks to the log this way.
+pub fn init_debug_log() {
+    if log::set_logger(&SERVER_LOG).is_ok() {
+        log::set_max_level(log::LevelFilter::Debug);
+    }
+}

@@ -1,0 +1,120 @@
+//! One look at the slots and at the transactions that may hold them up.
+
+use std::ffi::CStr;
+
+use pgrx::pg_sys;
+use pgrx::spi::{Spi, SpiError};
+
+use super::report::Notice;
+use super::transaction::{internal_error, read_only_fallible};
+use crate::core::observation::{Observation, Role, Row, Slot, Transaction, UnreadableRow};
+use crate::core::xid::Xid;
+
+const SLOTS: &str = include_str!("../../sql/slots.sql");
+const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
+
+/// Looks at the server, in a transaction of the worker's own.
+pub fn observe() -> Result<Observation, Notice> {
+    read_only_fallible(|| {
+        let role = super::role();
+        let slots = slots()?;
+        let transactions = match role {
+            Role::Primary => query(TRANSACTIONS, |row| row.into_transaction())?,
+            Role::Standby => Vec::new(),
+        };
+        let next_xid = next_xid()?;
+        Ok::<_, ScanError>(Observation {
+            at: super::now(),
+            role,
+            next_xid,
+            slots,
+            transactions: oldest_first(transactions, next_xid),
+        })
+    })
+}
+
+/// Every logical slot, as of the current transaction.
+pub fn slots() -> Result<Vec<Slot>, ScanError> {
+    query(SLOTS, |row| row.into_slot())
+}
+
+fn next_xid() -> Result<Xid, ScanError> {
+    // SAFETY: reads shared memory under XidGenLock.
+    let next = unsafe { pg_sys::ReadNextFullTransactionId() };
+    // The lower half is the id; the upper half counts wrap-arounds.
+    let next = u32::try_from(next.value & u64::from(u32::MAX)).unwrap_or(0);
+    Xid::new(next).ok_or(ScanError::Unreadable(UnreadableRow { column: "next xid" }))
+}
+
+fn oldest_first(mut transactions: Vec<Transaction>, next: Xid) -> Vec<Transaction> {
+    transactions.sort_by_key(|transaction| std::cmp::Reverse(transaction.xid.age(next)));
+    transactions
+}
+
+#[derive(Debug)]
+pub enum ScanError {
+    Spi(SpiError),
+    Unreadable(UnreadableRow),
+}
+
+impl From<ScanError> for Notice {
+    fn from(error: ScanError) -> Self {
+        internal_error(match error {
+            ScanError::Spi(error) => format!("could not query the server: {error}"),
+            ScanError::Unreadable(error) => error.to_string(),
+        })
+    }
+}
+
+/// Runs a query and reads each row of its result.
+///
+/// It goes through [`Spi::connect`] and `select`: the other ways of pgrx take a transaction id.
+fn query<T>(
+    sql: &str,
+    read: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
+) -> Result<Vec<T>, ScanError> {
+    Spi::connect(|client| {
+        client.select(sql, None, &[]).map_err(ScanError::Spi)?;
+        // SAFETY: the table that `select` just made, valid until SPI is left.
+        let (columns, rows) = unsafe { texts(pg_sys::SPI_tuptable) };
+        rows.into_iter()
+            .map(|values| read(Row::new(&columns, values)).map_err(ScanError::Unreadable))
+            .collect()
+    })
+}
+
+/// Every value of an SPI result as text, with the columns' names.
+///
+/// Text, because one reader then serves all types. It is taken as bytes: `pg_stat_activity` shows
+/// a session's query in the encoding of that session's database, whatever this one's is.
+///
+/// # Safety
+///
+/// `table` is null or a valid table.
+unsafe fn texts(table: *mut pg_sys::SPITupleTable) -> (Vec<String>, Vec<Vec<Option<String>>>) {
+    // SAFETY: the caller's promise; rows and columns are counted by the server.
+    unsafe {
+        let Some(table) = table.as_ref() else {
+            return (Vec::new(), Vec::new());
+        };
+        let columns = 1..=(*table.tupdesc).natts;
+        let text = |value: *mut std::ffi::c_char| {
+            (!value.is_null()).then(|| CStr::from_ptr(value).to_string_lossy().into_owned())
+        };
+        let names = columns
+            .clone()
+            .map(|column| text(pg_sys::SPI_fname(table.tupdesc, column)).unwrap_or_default())
+            .collect();
+        let rows = usize::try_from(table.numvals).unwrap_or(0);
+        let values = (0..rows)
+            .map(|row| {
+                let tuple = *table.vals.add(row);
+                columns
+                    .clone()
+                    .map(|column| text(pg_sys::SPI_getvalue(tuple, table.tupdesc, column)))
+                    .collect()
+            })
+            .collect();
+        (names, values)
+    }
+}

@@ -1,0 +1,75 @@
+//! A transaction of the worker's own: short, read-only, gone whatever happens in it.
+
+use std::panic::AssertUnwindSafe;
+
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use pgrx::{PgTryBuilder, pg_sys};
+
+use super::report::Notice;
+
+/// Runs `body` in a transaction of its own, and commits.
+///
+/// The transaction is read-only, so that nothing in it can take a transaction id: the worker would
+/// be one more transaction that a slot's creation waits for. On an error it is aborted, and the
+/// error is the answer.
+pub fn read_only<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
+    catch(|| {
+        // SAFETY: as a background worker of core runs its queries (`worker_spi.c`). The calls come
+        // in pairs, and `catch` aborts what an error leaves open.
+        unsafe {
+            pg_sys::SetCurrentStatementStartTimestamp();
+            pg_sys::StartTransactionCommand();
+            pg_sys::XactReadOnly = true;
+            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+            let answer = body();
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            answer
+        }
+    })
+}
+
+/// Runs `body`; an error or a panic in it is the answer, with its transaction, if any, aborted.
+pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
+    let answer = PgTryBuilder::new(AssertUnwindSafe(|| Ok(body())))
+        .catch_others(|error| Err(notice_of(error)))
+        .catch_rust_panic(|error| Err(notice_of(error)))
+        .execute();
+    if answer.is_err() {
+        // SAFETY: does nothing where no transaction is open, and releases every lock.
+        unsafe { pg_sys::AbortCurrentTransaction() };
+    }
+    answer
+}
+
+fn notice_of(error: CaughtError) -> Notice {
+    let (CaughtError::PostgresError(report)
+    | CaughtError::ErrorReport(report)
+    | CaughtError::RustPanic {
+        ereport: report, ..
+    }) = error;
+    Notice {
+        code: report.sql_error_code(),
+        message: report.message().to_owned(),
+        detail: report.detail().map(str::to_owned),
+        hint: report.hint().map(str::to_owned),
+    }
+}
+
+/// Runs `body`, which fails with an error of its own making, in [`read_only`].
+pub fn read_only_fallible<T, E: Into<Notice>>(
+    body: impl FnOnce() -> Result<T, E>,
+) -> Result<T, Notice> {
+    read_only(body)?.map_err(Into::into)
+}
+
+/// What an error of ours, not of Postgres, is reported as.
+pub fn internal_error(message: String) -> Notice {
+    Notice {
+        code: PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        message,
+        detail: None,
+        hint: None,
+    }
+}

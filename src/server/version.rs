@@ -1,0 +1,66 @@
+//! Everything that differs between majors of Postgres, but for what SQL itself evens out.
+
+use std::ffi::c_int;
+
+use pgrx::pg_sys;
+use pgrx::spi::SpiResult;
+
+type SignalHandler = unsafe extern "C-unwind" fn(c_int);
+
+/// Writes a running-xacts record, without a flush: PostgreSQL 15 has no SQL function for it.
+#[cfg(feature = "pg15")]
+pub fn log_standby_snapshot() -> SpiResult<pg_sys::XLogRecPtr> {
+    // SAFETY: the caller has made sure of what the function asserts: not in recovery, and
+    // `wal_level` at least `replica`.
+    Ok(unsafe { pg_sys::LogStandbySnapshot() })
+}
+
+/// Writes a running-xacts record, without a flush.
+#[cfg(not(feature = "pg15"))]
+pub fn log_standby_snapshot() -> SpiResult<pg_sys::XLogRecPtr> {
+    use pgrx::spi::{Spi, SpiError};
+
+    const SQL: &str = "SELECT pg_catalog.pg_log_standby_snapshot()";
+    Spi::connect(|client| {
+        let end = client
+            .select(SQL, None, &[])?
+            .first()
+            .get_datum_by_ordinal(1)?;
+        // Type pg_lsn, which pgrx does not know, is a 64-bit number.
+        end.map(|end| end.value() as pg_sys::XLogRecPtr)
+            .ok_or(SpiError::InvalidPosition)
+    })
+}
+
+/// Installs a handler, as core does for its own processes.
+///
+/// # Safety
+///
+/// The handler must do nothing that is not safe in a signal handler.
+pub unsafe fn handle_signal(signal: u32, handler: SignalHandler) {
+    let signal = signal.cast_signed();
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::pqsignal_be(signal, Some(handler))
+    };
+    // SAFETY: the caller's promise.
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::pqsignal(signal, Some(handler))
+    };
+}
+
+/// The wait event of an idle worker: `SlotSelfHealMain` from PostgreSQL 17 on, `Extension` before,
+/// which had no names for extensions.
+pub fn wait_event() -> u32 {
+    #[cfg(any(feature = "pg17", feature = "pg18"))]
+    // SAFETY: copies the name; must run in a process with shared memory, as every worker is.
+    return unsafe { pg_sys::WaitEventExtensionNew(c"SlotSelfHealMain".as_ptr()) };
+    #[cfg(not(any(feature = "pg17", feature = "pg18")))]
+    pg_sys::PG_WAIT_EXTENSION
+}
+
+/// The size of the head of `BackgroundWorkerList`, in pointers: an `slist_head` before
+/// PostgreSQL 18, a `dlist_head` since.
+pub const LIST_HEAD_WORDS: usize = if cfg!(feature = "pg18") { 2 } else { 1 };

@@ -1,0 +1,238 @@
+//! The functions under the views, and those that act. `sql/slot_self_heal--*.sql` declares them.
+
+use pgrx::JsonB;
+use pgrx::iter::TableIterator;
+use pgrx::prelude::*;
+
+use crate::core::episode::Watch;
+use crate::core::observation::Role;
+use crate::core::status::{self, Known, Status, Worker};
+use crate::core::time::Timestamp;
+use crate::ledger;
+use crate::server::{self, WalLevel, record, report, scan};
+use crate::settings;
+
+/// A `pg_lsn`, which is a 64-bit number to C.
+type PgLsn = i64;
+
+/// Under the view `slot_self_heal_status`.
+#[pg_extern]
+#[allow(clippy::type_complexity)]
+fn slot_self_heal_get_status() -> TableIterator<
+    'static,
+    (
+        name!(slot_name, String),
+        name!(database, String),
+        name!(plugin, String),
+        name!(state, &'static str),
+        name!(state_since, Option<TimestampWithTimeZone>),
+        name!(creation_started, Option<TimestampWithTimeZone>),
+        name!(creator_pid, Option<i32>),
+        name!(creator_type, Option<String>),
+        name!(creator_application, Option<String>),
+        name!(blockers, JsonB),
+        name!(nudges, i32),
+        name!(last_nudge_at, Option<TimestampWithTimeZone>),
+        name!(last_nudge_lsn, Option<PgLsn>),
+        name!(retained_wal, Option<i64>),
+        name!(wal_status, Option<String>),
+        name!(safe_wal_size, Option<i64>),
+        name!(detail, Option<String>),
+        name!(hint, Option<String>),
+    ),
+> {
+    ledger::require();
+    // The slots first: what the ledger says of them is then at least as new.
+    let slots = match scan::slots() {
+        Ok(slots) => slots,
+        Err(error) => report::error(error.into()),
+    };
+    let worker = worker_state();
+    let known = Known {
+        watch: match worker {
+            Worker::Watching => ledger::watch(),
+            Worker::Disabled | Worker::NotRunning => Watch::default(),
+        },
+        finished: ledger::finished(),
+        worker,
+        role: server::role(),
+    };
+    let now = server::now();
+    let rows: Vec<_> = slots
+        .into_iter()
+        .map(|slot| row(status::status(slot, &known, now)))
+        .collect();
+    return TableIterator::new(rows);
+
+    type Row = (
+        String,
+        String,
+        String,
+        &'static str,
+        Option<TimestampWithTimeZone>,
+        Option<TimestampWithTimeZone>,
+        Option<i32>,
+        Option<String>,
+        Option<String>,
+        JsonB,
+        i32,
+        Option<TimestampWithTimeZone>,
+        Option<PgLsn>,
+        Option<i64>,
+        Option<String>,
+        Option<i64>,
+        Option<String>,
+        Option<String>,
+    );
+
+    fn row(status: Status) -> Row {
+        let Status { slot, creator, .. } = status;
+        (
+            slot.name.as_str().to_owned(),
+            shown(slot.database),
+            shown(slot.plugin),
+            status.state.as_str(),
+            status.state_since.and_then(timestamptz),
+            status.creation_started.and_then(timestamptz),
+            creator.as_ref().map(|creator| creator.pid.get()),
+            creator.as_ref().map(|creator| creator.backend_type.clone()),
+            creator.map(|creator| shown(creator.application_name)),
+            JsonB(status.blockers),
+            i32::try_from(status.nudges).unwrap_or(i32::MAX),
+            status.last_nudge.and_then(|nudge| timestamptz(nudge.at)),
+            status.last_nudge.map(|nudge| nudge.lsn.get().cast_signed()),
+            slot.retained_wal,
+            slot.wal_status,
+            slot.safe_wal_size,
+            status.advice.detail.map(shown),
+            status.advice.hint.map(shown),
+        )
+    }
+}
+
+/// Under the view `slot_self_heal_worker`.
+#[pg_extern]
+#[allow(clippy::type_complexity)]
+fn slot_self_heal_get_worker() -> TableIterator<
+    'static,
+    (
+        name!(pid, Option<i32>),
+        name!(role, &'static str),
+        name!(database, String),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(last_scan_at, Option<TimestampWithTimeZone>),
+        name!(scans, i64),
+        name!(nudges, i64),
+        name!(healed, i64),
+        name!(cancelled, i64),
+        name!(upstream, Option<&'static str>),
+        name!(last_error, Option<String>),
+        name!(last_error_at, Option<TimestampWithTimeZone>),
+        name!(hint, Option<String>),
+    ),
+> {
+    ledger::require();
+    let worker = ledger::worker();
+    let role = server::role();
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let hint = worker_hint(&worker);
+    TableIterator::once((
+        worker.pid.map(|pid| pid.get()),
+        role.as_str(),
+        shown(settings::database().to_string_lossy().into_owned()),
+        worker.started_at.and_then(timestamptz),
+        worker.last_scan_at.and_then(timestamptz),
+        count(worker.counters.scans),
+        count(worker.counters.nudges),
+        count(worker.counters.healed),
+        0,
+        match role {
+            Role::Primary => Some("not needed"),
+            Role::Standby => None,
+        },
+        worker
+            .trouble
+            .as_ref()
+            .map(|trouble| shown(trouble.message.clone())),
+        worker.trouble.and_then(|trouble| timestamptz(trouble.at)),
+        hint,
+    ))
+}
+
+fn worker_hint(worker: &ledger::WorkerStatus) -> Option<String> {
+    if worker.pid.is_none() {
+        let hint = worker
+            .trouble
+            .as_ref()
+            .and_then(|trouble| trouble.hint.clone());
+        return Some(match (worker.started_at, hint) {
+            (None, Some(hint)) => shown(hint),
+            (None, None) => "The worker has not started. If the server's log says that it could \
+                             not be registered, raise max_worker_processes and restart the server."
+                .into(),
+            (Some(_), _) => "The worker has ended; the server starts it again within a second. \
+                             If it stays away, the server's log says why."
+                .into(),
+        });
+    }
+    if server::wal_level() < WalLevel::Logical {
+        return Some(
+            "No logical slot can be created: ALTER SYSTEM SET wal_level = 'logical'; then restart \
+             the server."
+                .into(),
+        );
+    }
+    if !settings::enabled() {
+        return Some(
+            "ALTER SYSTEM SET slot_self_heal.enabled = on; SELECT pg_reload_conf();".into(),
+        );
+    }
+    let more = ledger::watch().more_episodes;
+    (more > 0).then(|| {
+        format!("{more} creations are watched but not shown: they do not fit in shared memory.")
+    })
+}
+
+fn worker_state() -> Worker {
+    if ledger::worker().pid.is_none() {
+        Worker::NotRunning
+    } else if settings::enabled() {
+        Worker::Watching
+    } else {
+        Worker::Disabled
+    }
+}
+
+/// Writes a running-xacts record now, flushed. Returns where it ends.
+#[pg_extern]
+fn slot_self_heal_nudge() -> PgLsn {
+    ledger::require();
+    match record::write() {
+        Ok(end) => {
+            ledger::count(|counters| counters.nudges += 1);
+            end.get().cast_signed()
+        }
+        Err(refusal) => report::error(refusal.into()),
+    }
+}
+
+/// Sets the counters to zero and forgets finished creations.
+#[pg_extern]
+fn slot_self_heal_reset() {
+    ledger::require();
+    ledger::reset();
+}
+
+fn timestamptz(at: Timestamp) -> Option<TimestampWithTimeZone> {
+    TimestampWithTimeZone::try_from(at.get()).ok()
+}
+
+/// Text that the current database can hold: Rust's is UTF-8, and names from other databases may
+/// have characters that this one's encoding lacks.
+fn shown(text: String) -> String {
+    if server::database_is_utf8() {
+        text
+    } else {
+        text.replace(|character: char| !character.is_ascii(), "?")
+    }
+}

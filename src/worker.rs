@@ -1,0 +1,274 @@
+//! The background worker: one tick after the other.
+//!
+//! ```text
+//! gate ──► scan ──► diagnose ──► decide ──► act ──► ledger ──► nap
+//! ```
+//!
+//! The gate reads shared memory only; while it is closed a tick costs the server nothing else.
+//! An error in a tick is said once, shown in `slot_self_heal_worker`, and the next tick goes on.
+
+use std::ffi::c_int;
+use std::time::{Duration, Instant};
+
+use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
+use pgrx::pg_sys;
+use pgrx::prelude::*;
+
+use crate::core::decision::{Action, decide};
+use crate::core::episode::{Change, Finished, Nudge, Outcome, Watch};
+use crate::core::observation::{Observation, SlotName};
+use crate::ledger::{self, Trouble};
+use crate::server::gate::{self, Gate};
+use crate::server::process::{self, Activity};
+use crate::server::report::{self, Notice};
+use crate::server::transaction::{catch, read_only_fallible};
+use crate::server::{self, WalLevel, record, scan};
+use crate::{narrate, settings};
+
+/// Between two looks at a slot that is being built.
+const BUSY_NAP: Duration = Duration::from_millis(20);
+/// A scan may take this part of the worker's time, however long it takes: on a server with
+/// thousands of sessions the ticks come less often.
+const SCAN_SHARE: u32 = 10;
+/// After an error in a tick, so that it does not come back fifty times a second.
+const NAP_AFTER_TROUBLE: Duration = Duration::from_secs(1);
+/// Before another try to connect to a database that could not be connected to.
+const RECONNECT: Duration = Duration::from_secs(60);
+
+/// Registers the worker with the postmaster, which starts it as soon as the server is consistent,
+/// on a standby too, and again a second after it ended.
+pub fn init() {
+    let before = server::registered_workers();
+    BackgroundWorkerBuilder::new("slot_self_heal")
+        .set_type("slot_self_heal")
+        .set_library("slot_self_heal")
+        .set_function("slot_self_heal_main")
+        .enable_spi_access()
+        // After enable_spi_access, which sets another.
+        .set_start_time(BgWorkerStartTime::ConsistentState)
+        .set_restart_time(Some(Duration::from_secs(1)))
+        .load();
+    if server::registered_workers() == before {
+        report::warning(narrate::no_worker_slot());
+    }
+}
+
+/// The worker's process.
+#[pg_guard]
+#[unsafe(no_mangle)]
+#[allow(unsafe_code)]
+pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
+    process::handle_signals();
+    let wait_event = process::wait_event();
+    wait_to_reconnect(wait_event);
+
+    process::before_exit(on_exit);
+    ledger::worker_connects();
+    process::connect(&settings::database());
+    if let Some(pid) = process::my_pid() {
+        ledger::worker_started(pid, server::now());
+    }
+    report::init_debug_log();
+    if server::wal_level() < WalLevel::Logical {
+        report::log(narrate::wal_level_too_low());
+    }
+
+    let mut worker = Worker::resume();
+    loop {
+        let nap = worker.tick_or_report();
+        if let Err(notice) = catch(|| process::sleep(nap, wait_event)) {
+            worker.report(notice);
+        }
+    }
+}
+
+/// A predecessor that could not connect ended at once, and the postmaster started this process
+/// within a second. Sleeps until another try makes sense.
+fn wait_to_reconnect(wait_event: u32) {
+    while let Some(failed_at) = ledger::connect_failed_at() {
+        let left = RECONNECT.saturating_sub(server::now().since(failed_at));
+        if left.is_zero() {
+            return;
+        }
+        process::sleep(left, wait_event);
+    }
+}
+
+/// The server ends the process itself when it cannot connect, so that this is the place to say
+/// what to do about it.
+#[pg_guard]
+extern "C-unwind" fn on_exit(_code: c_int, _arg: pg_sys::Datum) {
+    let now = server::now();
+    let again = ledger::connect_failed_at().is_some();
+    if ledger::worker_ended(now) {
+        let notice = narrate::cannot_connect(&settings::database().to_string_lossy(), RECONNECT);
+        ledger::note_trouble(&Trouble {
+            message: notice.message.clone(),
+            hint: notice.hint.clone(),
+            at: now,
+        });
+        if !again {
+            report::log(notice);
+        }
+    }
+}
+
+struct Worker {
+    watch: Watch,
+    /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
+    false_alarm: Option<(u64, Instant)>,
+    /// What the log was last told went wrong, until a tick goes well.
+    trouble: Option<Notice>,
+}
+
+impl Worker {
+    /// Goes on where a predecessor ended.
+    fn resume() -> Self {
+        Self {
+            watch: ledger::watch(),
+            false_alarm: None,
+            trouble: None,
+        }
+    }
+
+    /// One tick. Returns how long to sleep before the next.
+    fn tick_or_report(&mut self) -> Duration {
+        let begun = Instant::now();
+        match catch(|| self.tick()).flatten() {
+            Ok(()) => {
+                if self.trouble.take().is_some() {
+                    report::log(narrate::trouble_is_over());
+                }
+                self.nap(begun.elapsed())
+            }
+            Err(notice) => {
+                self.report(notice);
+                NAP_AFTER_TROUBLE
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), Notice> {
+        if !settings::enabled() {
+            self.forget();
+            return Ok(());
+        }
+        let gate = gate::look();
+        if !self.has_work(gate) {
+            return Ok(());
+        }
+
+        process::show_activity(Activity::Scanning);
+        let observation = scan::observe()?;
+        ledger::worker_scanned(observation.at);
+        self.false_alarm = match gate {
+            Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),
+            Gate::Open(_) | Gate::Closed => None,
+        };
+        let changes = self.watch.update(&observation);
+        let acted = decide(&self.watch, &observation, &settings::policy())
+            .map_or(Ok(()), |action| self.act(action, &observation));
+        ledger::publish(&self.watch);
+        self.tell(changes, &observation);
+        process::show_activity(Activity::Idle);
+        process::report_statistics();
+        acted
+    }
+
+    /// Whether there is something to scan for: a slot being built, or one whose end is not known
+    /// yet. A slot that only looks as if it were being built is looked at again now and then.
+    fn has_work(&self, gate: Gate) -> bool {
+        if !self.watch.episodes.is_empty() {
+            return true;
+        }
+        match (gate, self.false_alarm) {
+            (Gate::Closed, _) => false,
+            (Gate::Open(mark), Some((alarm, at))) if mark == alarm => {
+                at.elapsed() >= settings::policy().nudge_interval
+            }
+            (Gate::Open(_), _) => true,
+        }
+    }
+
+    fn act(&mut self, action: Action, observation: &Observation) -> Result<(), Notice> {
+        match action {
+            Action::WriteRecord(slots) => self.write_record(&slots, observation),
+        }
+    }
+
+    fn write_record(
+        &mut self,
+        slots: &[SlotName],
+        observation: &Observation,
+    ) -> Result<(), Notice> {
+        let lsn = read_only_fallible(record::write)?;
+        let nudge = Nudge {
+            at: server::now(),
+            lsn,
+        };
+        let first = self.watch.recorded(slots, nudge, observation);
+        ledger::count(|counters| counters.nudges += 1);
+        match first.as_slice() {
+            [] => log::debug!("wrote another running-xacts record at {lsn}"),
+            first => report::log(narrate::nudged(first, lsn)),
+        }
+        Ok(())
+    }
+
+    fn tell(&self, changes: Vec<Change>, observation: &Observation) {
+        for change in changes {
+            match change {
+                Change::Waits(telling, slot) => {
+                    if let Some(episode) = self.watch.episodes.get(&slot) {
+                        report::log(narrate::waits(telling, episode, &self.watch, observation));
+                    }
+                }
+                Change::Ended(outcome, episode) => {
+                    if outcome == Outcome::Ready && episode.nudges > 0 {
+                        ledger::count(|counters| counters.healed += 1);
+                    }
+                    if episode.was_told() {
+                        report::log(narrate::ended(outcome, &episode, observation.at));
+                    }
+                    ledger::remember(Finished {
+                        ended: observation.at,
+                        outcome,
+                        episode: *episode,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Drops what is known of the creations, once.
+    fn forget(&mut self) {
+        if !self.watch.episodes.is_empty() {
+            self.watch = Watch::default();
+            ledger::publish(&self.watch);
+        }
+        self.false_alarm = None;
+    }
+
+    fn nap(&self, tick: Duration) -> Duration {
+        let interval = settings::scan_interval();
+        if self.watch.episodes.is_empty() {
+            interval
+        } else {
+            interval.min(BUSY_NAP).max(tick * SCAN_SHARE)
+        }
+    }
+
+    /// Says what went wrong, once as long as it stays the same.
+    fn report(&mut self, notice: Notice) {
+        if self.trouble.as_ref() == Some(&notice) {
+            return;
+        }
+        ledger::note_trouble(&Trouble {
+            message: notice.message.clone(),
+            hint: notice.hint.clone(),
+            at: server::now(),
+        });
+        report::warning(narrate::trouble(&notice));
+        self.trouble = Some(notice);
+    }
+}
