@@ -203,12 +203,84 @@ fn quote_literal(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::*;
     use super::*;
+
+    fn advice(transactions: Vec<Transaction>) -> (String, String) {
+        let watch = watching(transactions);
+        let episode = watch.episodes.values().next().expect("an episode");
+        let advice = on_creation(episode, &watch, Role::Primary, at(200_000));
+        (
+            advice.detail.expect("a detail"),
+            advice.hint.expect("a hint"),
+        )
+    }
 
     #[test]
     fn literals_are_quoted() {
         assert_eq!(quote_literal("plain"), "'plain'");
         assert_eq!(quote_literal("it's"), "'it''s'");
         assert_eq!(quote_literal(r"a\b'c"), r"E'a\\b''c'");
+    }
+
+    #[test]
+    fn a_forgotten_session_is_named_and_timed() {
+        let (detail, hint) = advice(vec![session(700, 1234)]);
+        assert_eq!(
+            detail,
+            "Waits for transaction 700 to end: pid 1234 (role alice, database app, application \
+             shop, client 10.0.0.7), idle in transaction for 3 min 20 s."
+        );
+        assert_eq!(
+            hint,
+            "SELECT pg_terminate_backend(1234); -- idle in transaction for 3 min 20 s"
+        );
+    }
+
+    #[test]
+    fn each_kind_of_holder_has_its_remedy() {
+        let autovacuum = Transaction {
+            holder: Holder::Autovacuum(pid(9)),
+            ..session(701, 9)
+        };
+        let (detail, hint) = advice(vec![prepared(700, "it's"), autovacuum]);
+        assert!(detail.starts_with("Waits for 2 transactions to end, the oldest of them 700:"));
+        let lines: Vec<_> = hint.lines().collect();
+        assert!(
+            lines[0]
+                .starts_with("ROLLBACK PREPARED 'it''s'; -- or COMMIT PREPARED; in database app")
+        );
+        assert!(lines[1].starts_with("SELECT pg_cancel_backend(9); -- autovacuum"));
+    }
+
+    #[test]
+    fn a_hint_stays_sql_whatever_the_names() {
+        let odd = Transaction {
+            database: Some("a\nDROP TABLE t;".into()),
+            ..prepared(700, "g")
+        };
+        let (_, hint) = advice(vec![odd]);
+        assert_eq!(hint.lines().count(), 1, "{hint}");
+    }
+
+    #[test]
+    fn a_subscription_to_its_own_cluster_is_told_how_to_do_it() {
+        let command = Transaction {
+            waits_for_walsender: true,
+            query: Some("CREATE SUBSCRIPTION Sub CONNECTION '' PUBLICATION p".into()),
+            ..session(700, 1234)
+        };
+        let (detail, hint) = advice(vec![command]);
+        assert!(detail.ends_with("which itself waits for the slot."));
+        assert!(hint.starts_with("SELECT pg_cancel_backend(1234);"));
+        assert!(hint.contains("create_slot = false, slot_name = 'x'"));
+    }
+
+    #[test]
+    fn many_blockers_are_counted() {
+        let (detail, hint) = advice((700..710).map(|number| session(number, 1)).collect());
+        assert!(detail.starts_with("Waits for 10 transactions to end, the oldest of them 700:"));
+        assert_eq!(hint.lines().count(), REMEDIES + 1);
+        assert!(hint.ends_with("-- 7 more stand in slot_self_heal_status.blockers"));
     }
 }

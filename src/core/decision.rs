@@ -39,3 +39,39 @@ pub fn decide(watch: &Watch, observation: &Observation, policy: &Policy) -> Opti
     );
     (!slots.is_empty()).then_some(Action::WriteRecord(slots))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::super::observation::CreatorWait;
+    use super::*;
+
+    const POLICY: Policy = Policy {
+        nudge_interval: Duration::from_secs(10),
+    };
+
+    #[test]
+    fn one_record_serves_every_slot_that_needs_it() {
+        let names = ["x", "y"];
+        let slots = |wait| names.map(|name| building(name, wait)).to_vec();
+        let mut watch = Watch::default();
+        let waiting = observation(0, slots(CreatorWait::Transaction), vec![session(700, 1)]);
+        watch.update(&waiting);
+        assert_eq!(decide(&watch, &waiting, &POLICY), None);
+
+        let freed = observation(20, slots(CreatorWait::Wal), Vec::new());
+        watch.update(&freed);
+        let expected = Action::WriteRecord(names.map(SlotName::new).to_vec());
+        assert_eq!(decide(&watch, &freed, &POLICY), Some(expected));
+    }
+
+    #[test]
+    fn nothing_is_written_on_a_standby() {
+        let mut watch = watching(vec![session(700, 1)]);
+        let mut freed = observation(20_000, vec![building("x", CreatorWait::Wal)], Vec::new());
+        watch.update(&freed);
+        assert!(decide(&watch, &freed, &POLICY).is_some());
+        freed.role = Role::Standby;
+        assert_eq!(decide(&watch, &freed, &POLICY), None);
+    }
+}

@@ -116,11 +116,8 @@ pub fn kinship(creator: &CreatorIdentity, blocker: &Transaction) -> Kinship {
         return Kinship::None;
     }
     let names_it = || {
-        blocker.query.as_deref().is_some_and(|query| {
-            query
-                .to_ascii_lowercase()
-                .contains(&application.to_ascii_lowercase())
-        })
+        let query = blocker.query.as_deref();
+        query.is_some_and(|query| contains_word(query, application))
     };
     if blocker.waits_for_walsender && names_it() {
         Kinship::WaitsForTheSlot
@@ -130,5 +127,65 @@ pub fn kinship(creator: &CreatorIdentity, blocker: &Transaction) -> Kinship {
         Kinship::SameApplication
     } else {
         Kinship::None
+    }
+}
+
+/// Whether `word` stands in `text` by itself, in whatever case.
+fn contains_word(text: &str, word: &str) -> bool {
+    let (text, word) = (text.to_lowercase(), word.to_lowercase());
+    let goes_on = |character: char| character.is_alphanumeric() || character == '_';
+    text.match_indices(&word).any(|(start, found)| {
+        let before = text.get(..start).and_then(|part| part.chars().next_back());
+        let after = text
+            .get(start + found.len()..)
+            .and_then(|part| part.chars().next());
+        !before.is_some_and(goes_on) && !after.is_some_and(goes_on)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::*;
+
+    #[test]
+    fn peers_share_application_and_address() {
+        let creator = creator().identity;
+        let same = Transaction {
+            application_name: Some("sub".into()),
+            client_addr: Some("10.0.0.5".into()),
+            ..session(700, 1)
+        };
+        assert_eq!(kinship(&creator, &same), Kinship::SameApplication);
+        let elsewhere = Transaction {
+            client_addr: None,
+            ..same.clone()
+        };
+        assert_eq!(kinship(&creator, &elsewhere), Kinship::None);
+        assert_eq!(kinship(&creator, &session(700, 1)), Kinship::None);
+
+        let nameless = CreatorIdentity {
+            application_name: String::new(),
+            ..creator
+        };
+        let other = Transaction {
+            application_name: Some(String::new()),
+            ..same
+        };
+        assert_eq!(kinship(&nameless, &other), Kinship::None);
+    }
+
+    #[test]
+    fn waiting_for_another_clusters_walsender_is_no_kinship() {
+        let subscriber = |query: &str| Transaction {
+            waits_for_walsender: true,
+            query: Some(query.into()),
+            ..session(700, 1)
+        };
+        let creator = creator().identity;
+        let ours = subscriber("create subscription SUB connection 'port=5432' publication p");
+        assert_eq!(kinship(&creator, &ours), Kinship::WaitsForTheSlot);
+        let other = subscriber("create subscription elsewhere connection '' publication p");
+        assert_eq!(kinship(&creator, &other), Kinship::None);
     }
 }

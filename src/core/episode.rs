@@ -127,8 +127,8 @@ impl Episode {
         self.last_seen > self.started
     }
 
-    fn observe(&mut self, slot: &Slot, creator: &Creator, observation: &Observation) {
-        let now = observation.at;
+    /// Counts the time since the last scan for what the creation waited for then.
+    fn pass(&mut self, now: Timestamp) {
         let passed = now.since(self.last_seen);
         match self.state {
             State::WaitingForTransactions => self.waited.for_transactions += passed,
@@ -136,6 +136,16 @@ impl Episode {
             State::Starting | State::Ready | State::Lost => {}
         }
         self.last_seen = now;
+    }
+
+    fn end(mut self, outcome: Outcome, now: Timestamp) -> Change {
+        self.pass(now);
+        Change::Ended(outcome, Box::new(self))
+    }
+
+    fn observe(&mut self, slot: &Slot, creator: &Creator, observation: &Observation) {
+        let now = observation.at;
+        self.pass(now);
         self.restart_lsn = slot.restart_lsn;
         self.wait = creator.wait;
         if self.wait == CreatorWait::Transaction {
@@ -231,7 +241,7 @@ impl Watch {
                     let mut episode = match remembered {
                         Some(episode) if episode.is_creation_of(slot, creator) => episode,
                         Some(other) => {
-                            changes.push(Change::Ended(Outcome::Gone, Box::new(other)));
+                            changes.push(other.end(Outcome::Gone, observation.at));
                             Episode::begin(slot, creator, observation)
                         }
                         None => Episode::begin(slot, creator, observation),
@@ -243,16 +253,16 @@ impl Watch {
                     self.episodes.insert(slot.name.clone(), episode);
                 }
                 (Progress::Usable, Some(episode)) => {
-                    changes.push(Change::Ended(Outcome::Ready, Box::new(episode)));
+                    changes.push(episode.end(Outcome::Ready, observation.at));
                 }
                 (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
-                    changes.push(Change::Ended(Outcome::Gone, Box::new(episode)));
+                    changes.push(episode.end(Outcome::Gone, observation.at));
                 }
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
             }
         }
         let vanished = before.into_values();
-        changes.extend(vanished.map(|episode| Change::Ended(Outcome::Gone, Box::new(episode))));
+        changes.extend(vanished.map(|episode| episode.end(Outcome::Gone, observation.at)));
         self.blockers = self.blockers_among(&observation.transactions);
         changes
     }
@@ -323,9 +333,235 @@ impl Watch {
             episode.blockers.truncate(FEW_BLOCKERS);
         }
         self.blockers = self.blockers_among(&self.blockers);
-        while !fits(self) && self.episodes.pop_last().is_some() {
-            self.more_episodes += 1;
+        while !fits(self) && !self.episodes.is_empty() {
+            // A part of them at a time: each try writes all of it out.
+            for _ in 0..self.episodes.len().div_ceil(8) {
+                self.episodes.pop_last();
+                self.more_episodes += 1;
+            }
             self.blockers = self.blockers_among(&self.blockers);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::super::observation::Pid;
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn episode(watch: &Watch) -> &Episode {
+        watch.episodes.get(&SlotName::new("x")).expect("an episode")
+    }
+
+    fn waiting(milliseconds: i64, transactions: Vec<Transaction>) -> Observation {
+        let slots = vec![building("x", CreatorWait::Transaction)];
+        observation(milliseconds, slots, transactions)
+    }
+
+    fn freed(milliseconds: i64) -> Observation {
+        let slots = vec![building("x", CreatorWait::Wal)];
+        observation(milliseconds, slots, Vec::new())
+    }
+
+    fn usable(milliseconds: i64) -> Observation {
+        observation(milliseconds, vec![slot("x", Progress::Usable)], Vec::new())
+    }
+
+    #[test]
+    fn a_creation_is_followed_to_its_end() {
+        let mut watch = Watch::default();
+        let first = watch.update(&waiting(0, vec![session(700, 1)]));
+        assert!(matches!(
+            first.as_slice(),
+            [Change::Waits(Telling::First, _)]
+        ));
+        assert_eq!(episode(&watch).state, State::WaitingForTransactions);
+        assert_eq!(episode(&watch).blockers, [xid(700)]);
+
+        assert!(
+            watch
+                .update(&waiting(4000, vec![session(700, 1)]))
+                .is_empty()
+        );
+        assert!(watch.update(&freed(5000)).is_empty());
+        assert_eq!(episode(&watch).state, State::WaitingForRecord);
+        assert!(episode(&watch).wants_record(&freed(5000), INTERVAL));
+
+        let last = watch.update(&usable(5020));
+        let [Change::Ended(Outcome::Ready, episode)] = last.as_slice() else {
+            panic!("{last:?}");
+        };
+        assert_eq!(episode.waited.for_transactions, Duration::from_secs(5));
+        assert_eq!(episode.waited.for_record, Duration::from_millis(20));
+        assert!(watch.episodes.is_empty() && watch.blockers.is_empty());
+    }
+
+    #[test]
+    fn a_record_serves_the_creations_that_need_it() {
+        let mut watch = Watch::default();
+        let busy = |at| {
+            let slots = ["x", "y", "z"].map(|name| building(name, CreatorWait::Transaction));
+            observation(at, slots.into(), vec![session(700, 1)])
+        };
+        watch.update(&busy(0));
+        let mut freed = busy(5000);
+        freed.transactions.clear();
+        freed.slots = vec![
+            building("x", CreatorWait::Wal),
+            building("y", CreatorWait::Unknown),
+            building("z", CreatorWait::Transaction),
+        ];
+        watch.update(&freed);
+        let wants: Vec<_> = watch
+            .episodes
+            .values()
+            .filter(|episode| episode.wants_record(&freed, INTERVAL))
+            .map(|episode| episode.slot.clone())
+            .collect();
+        assert_eq!(wants, [SlotName::new("x"), SlotName::new("y")]);
+
+        let nudge = Nudge {
+            at: at(5000),
+            lsn: Lsn::new(1),
+        };
+        assert_eq!(watch.recorded(&wants, nudge, &freed), wants);
+        assert!(
+            watch.recorded(&wants, nudge, &freed).is_empty(),
+            "no longer the first"
+        );
+        assert_eq!(watch.episodes.values().map(|e| e.nudges).sum::<u32>(), 4);
+    }
+
+    #[test]
+    fn no_record_for_a_creation_just_begun_nor_for_one_that_reads() {
+        let mut watch = Watch::default();
+        watch.update(&freed(0));
+        assert!(!episode(&watch).wants_record(&freed(0), Duration::ZERO));
+
+        let reads = |at| observation(at, vec![building("x", CreatorWait::Working)], Vec::new());
+        watch.update(&reads(20_000));
+        assert!(!episode(&watch).wants_record(&reads(20_000), INTERVAL));
+        assert_eq!(episode(&watch).state, State::Starting);
+    }
+
+    #[test]
+    fn others_are_told_of_when_they_change_but_once_a_second() {
+        let mut watch = watching(vec![session(700, 1), session(701, 2)]);
+        let changed = vec![session(701, 2)];
+        assert!(watch.update(&waiting(500, changed.clone())).is_empty());
+        let told = watch.update(&waiting(1000, changed.clone()));
+        assert!(matches!(
+            told.as_slice(),
+            [Change::Waits(Telling::Again, _)]
+        ));
+        assert!(watch.update(&waiting(9000, changed)).is_empty());
+    }
+
+    #[test]
+    fn a_slot_that_vanishes_is_gone() {
+        for after in [
+            Vec::new(),
+            vec![slot("x", Progress::LeftBehind(None))],
+            vec![slot("x", Progress::Invalidated(None))],
+        ] {
+            let changes =
+                watching(vec![session(700, 1)]).update(&observation(20, after, Vec::new()));
+            assert!(
+                matches!(changes.as_slice(), [Change::Ended(Outcome::Gone, _)]),
+                "{changes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_creation_of_the_same_name_is_another_episode() {
+        let other_pid =
+            |creator: &mut Creator| creator.identity.pid = Pid::new(101).expect("a pid");
+        let same_pid_later = |creator: &mut Creator| creator.identity.backend_start = Some(at(10));
+        for change in [other_pid as fn(&mut Creator), same_pid_later] {
+            let mut watch = watching(vec![session(700, 1)]);
+            let mut creator = creator();
+            change(&mut creator);
+            let slots = vec![slot("x", Progress::Building(Box::new(creator)))];
+            let changes = watch.update(&observation(20, slots, vec![session(700, 1)]));
+            assert!(
+                matches!(
+                    changes.as_slice(),
+                    [
+                        Change::Ended(Outcome::Gone, _),
+                        Change::Waits(Telling::First, _)
+                    ]
+                ),
+                "{changes:?}"
+            );
+            assert_eq!(episode(&watch).started, at(20));
+        }
+    }
+
+    #[test]
+    fn later_transactions_are_named_once_they_last() {
+        let young = Transaction {
+            started: Some(at(1500)),
+            ..session(1001, 2)
+        };
+        let mut watch = watching(vec![session(700, 1)]);
+        watch.update(&waiting(2000, vec![session(700, 1), young.clone()]));
+        assert_eq!(episode(&watch).blockers, [xid(700)]);
+        watch.update(&waiting(2500, vec![session(700, 1), young]));
+        assert_eq!(episode(&watch).blockers, [xid(700), xid(1001)]);
+    }
+
+    #[test]
+    fn a_worker_goes_on_where_another_ended() {
+        let watch = watching(vec![session(700, 1), prepared(701, "it's")]);
+        let text = serde_json::to_string(&watch).expect("serializable");
+        let mut resumed: Watch = serde_json::from_str(&text).expect("its own text");
+        assert_eq!(resumed.blockers, watch.blockers);
+        assert!(
+            resumed
+                .update(&waiting(20, watch.blockers.clone()))
+                .is_empty()
+        );
+        assert_eq!(episode(&resumed).started, at(0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let long = |number| Transaction {
+            query: Some("q".repeat(1024)),
+            ..session(number, 1)
+        };
+        let transactions: Vec<_> = (300..500).map(long).collect();
+        let slots: Vec<_> = (0..50)
+            .map(|number| building(&format!("s{number}"), CreatorWait::Transaction))
+            .collect();
+        let mut all = Watch::default();
+        all.update(&observation(0, slots, transactions));
+
+        let size = |watch: &Watch| serde_json::to_vec(watch).expect("serializable").len();
+        let mut limit = size(&all);
+        let mut sizes = Vec::new();
+        while limit > 200 {
+            let mut part = all.clone();
+            part.shrink_until(|part| size(part) <= limit);
+            assert!(size(&part) <= limit);
+            assert_eq!(part.episodes.len() + part.more_episodes, 50);
+            for episode in part.episodes.values() {
+                assert_eq!(episode.blockers.len() + episode.more_blockers, 200);
+                assert_eq!(part.blockers_of(episode).len(), episode.blockers.len());
+                assert_eq!(
+                    part.blockers_of(episode)[0].xid,
+                    xid(300),
+                    "the oldest stay"
+                );
+            }
+            sizes.push(part.episodes.len());
+            limit /= 2;
+        }
+        assert_eq!(sizes.first(), Some(&50));
+        assert_eq!(sizes.last(), Some(&0));
     }
 }

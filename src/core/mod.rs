@@ -16,6 +16,8 @@ pub mod advice;
 pub mod decision;
 pub mod diagnosis;
 pub mod episode;
+#[cfg(test)]
+mod fixtures;
 pub mod observation;
 pub mod schedule;
 pub mod status;

@@ -366,3 +366,168 @@ impl<'a> Row<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: &[(&str, Option<&str>)] = &[
+        ("slot_name", Some("x")),
+        ("database", Some("app")),
+        ("plugin", Some("pgoutput")),
+        ("restart_lsn", Some("0/1743BE0")),
+        ("usable", Some("false")),
+        ("invalidated", Some("false")),
+        ("invalidation_reason", None),
+        ("retained_wal", Some("56")),
+        ("wal_status", Some("reserved")),
+        ("safe_wal_size", None),
+        ("creator_pid", Some("100")),
+        ("creator_type", Some("walsender")),
+        ("creator_application", Some("sub")),
+        ("creator_client_addr", None),
+        ("creator_start", Some("5")),
+        ("creator_state", Some("active")),
+        ("creator_wait_event_type", Some("Client")),
+        ("creator_wait_event", Some("WalSenderWaitForWAL")),
+    ];
+
+    /// `SLOT`, with some of its values changed.
+    fn slot(changes: &[(&str, Option<&str>)]) -> Result<Slot, UnreadableRow> {
+        let columns: Vec<String> = SLOT.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let value = |(name, value): &(&str, Option<&str>)| {
+            let changed = changes.iter().find(|(changed, _)| changed == name);
+            changed
+                .map_or(*value, |(_, value)| *value)
+                .map(str::to_owned)
+        };
+        Row::new(&columns, SLOT.iter().map(value).collect()).into_slot()
+    }
+
+    fn progress(changes: &[(&str, Option<&str>)]) -> Progress {
+        slot(changes).expect("readable").progress
+    }
+
+    fn wait(backend_type: &str, event_type: Option<&str>, event: Option<&str>) -> CreatorWait {
+        let changes = [
+            ("creator_type", Some(backend_type)),
+            ("creator_wait_event_type", event_type),
+            ("creator_wait_event", event),
+        ];
+        match progress(&changes) {
+            Progress::Building(creator) => creator.wait,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_a_slot_that_somebody_works_on_is_being_built() {
+        assert!(matches!(progress(&[]), Progress::Building(_)));
+        assert!(matches!(
+            progress(&[("usable", Some("true"))]),
+            Progress::Usable
+        ));
+        assert!(matches!(
+            progress(&[("creator_pid", None)]),
+            Progress::LeftBehind(None)
+        ));
+        for idle in [
+            "idle",
+            "idle in transaction",
+            "idle in transaction (aborted)",
+        ] {
+            let left = progress(&[("creator_state", Some(idle))]);
+            assert!(
+                matches!(left, Progress::LeftBehind(Some(Pid(100)))),
+                "{idle}"
+            );
+        }
+        // Background workers tell no state, and track_activities can be off.
+        for state in [None, Some("disabled")] {
+            assert!(matches!(
+                progress(&[("creator_state", state)]),
+                Progress::Building(_)
+            ));
+        }
+        let reason = ("invalidation_reason", Some("wal_removed"));
+        let lost = progress(&[("invalidated", Some("true")), reason]);
+        assert!(matches!(lost, Progress::Invalidated(Some(reason)) if reason == "wal_removed"));
+    }
+
+    #[test]
+    fn the_creators_wait_is_read_from_its_wait_event() {
+        let event = |event| wait("walsender", Some("Client"), Some(event));
+        assert_eq!(event("WalSenderWaitForWAL"), CreatorWait::Wal);
+        assert_eq!(event("WalSenderWaitForWal"), CreatorWait::Wal);
+        assert_eq!(wait("walsender", None, None), CreatorWait::Working);
+        assert_eq!(wait("client backend", None, None), CreatorWait::Unknown);
+        for creator in ["walsender", "client backend", "background worker"] {
+            let lock = wait(creator, Some("Lock"), Some("transactionid"));
+            assert_eq!(lock, CreatorWait::Transaction, "{creator}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_that_names_the_column() {
+        let column = |changes| slot(changes).expect_err("unreadable").column;
+        assert_eq!(column(&[("restart_lsn", Some("here"))]), "restart_lsn");
+        assert_eq!(column(&[("slot_name", None)]), "slot_name");
+        let no_columns = Row::new(&[], Vec::new()).into_slot();
+        assert_eq!(no_columns.expect_err("unreadable").column, "slot_name");
+    }
+
+    fn transaction(values: &[(&str, &str)]) -> Result<Transaction, UnreadableRow> {
+        const COLUMNS: &[&str] = &[
+            "xid",
+            "pid",
+            "gid",
+            "database",
+            "usename",
+            "application_name",
+            "client_addr",
+            "backend_type",
+            "state",
+            "wait_event",
+            "state_since",
+            "started",
+            "xact_start",
+            "query",
+        ];
+        let columns: Vec<String> = COLUMNS.iter().map(|&name| name.to_owned()).collect();
+        let value = |column: &&str| {
+            let value = values.iter().find(|(name, _)| name == column);
+            value.map(|(_, value)| (*value).to_owned())
+        };
+        Row::new(&columns, COLUMNS.iter().map(value).collect()).into_transaction()
+    }
+
+    #[test]
+    fn a_long_query_is_cut_between_characters() {
+        let long = format!("{}é", "x".repeat(QUERY_LIMIT - 1));
+        let cut = transaction(&[("xid", "700"), ("pid", "1"), ("query", &long)]);
+        assert_eq!(
+            cut.expect("readable").query.map(|q| q.len()),
+            Some(QUERY_LIMIT - 1)
+        );
+    }
+
+    #[test]
+    fn holders_are_told_apart() {
+        let holder = |values| transaction(values).expect("readable").holder;
+        let session = [
+            ("xid", "700"),
+            ("pid", "1"),
+            ("backend_type", "client backend"),
+        ];
+        assert_eq!(holder(&session), Holder::Session(Pid(1)));
+        let autovacuum = [
+            ("xid", "700"),
+            ("pid", "1"),
+            ("backend_type", "autovacuum worker"),
+        ];
+        assert_eq!(holder(&autovacuum), Holder::Autovacuum(Pid(1)));
+        let prepared = [("xid", "700"), ("gid", "g")];
+        assert_eq!(holder(&prepared), Holder::Prepared { gid: "g".into() });
+        assert!(transaction(&[("xid", "700")]).is_err());
+    }
+}

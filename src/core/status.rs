@@ -174,3 +174,110 @@ impl<'a> Blocker<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::super::observation::CreatorWait;
+    use super::*;
+
+    fn known(watch: Watch, worker: Worker) -> Known {
+        Known {
+            watch,
+            finished: Vec::new(),
+            worker,
+            role: Role::Primary,
+        }
+    }
+
+    fn of_x(known: &Known) -> Status {
+        status(building("x", CreatorWait::Transaction), known, at(1000))
+    }
+
+    #[test]
+    fn a_known_creation_shows_its_blockers() {
+        let known = known(watching(vec![session(700, 1234)]), Worker::Watching);
+        let status = of_x(&known);
+        assert_eq!(status.state, State::WaitingForTransactions);
+        assert_eq!(status.creation_started, Some(at(0)));
+        let blocker = &status.blockers[0];
+        for key in [
+            "xid",
+            "pid",
+            "gid",
+            "database",
+            "usename",
+            "application_name",
+            "client_addr",
+            "state",
+            "xact_start",
+            "query",
+            "is_creator_peer",
+        ] {
+            assert!(blocker.get(key).is_some(), "{key}");
+        }
+        assert_eq!(blocker["pid"], 1234);
+    }
+
+    #[test]
+    fn an_unknown_creation_says_why() {
+        let nothing = Watch::default;
+        let crowded = Watch {
+            more_episodes: 7,
+            ..nothing()
+        };
+        for (watch, worker, word) in [
+            (nothing(), Worker::Watching, "just begun"),
+            (crowded, Worker::Watching, "7 more"),
+            (nothing(), Worker::Disabled, "slot_self_heal.enabled"),
+            (nothing(), Worker::NotRunning, "does not run"),
+        ] {
+            let status = of_x(&known(watch, worker));
+            assert_eq!(status.state, State::Starting);
+            let detail = status.advice.detail.expect("a detail");
+            assert!(detail.contains(word), "{detail}");
+        }
+    }
+
+    #[test]
+    fn a_ready_slot_remembers_its_creation() {
+        let mut known = known(Watch::default(), Worker::Watching);
+        let watch = watching(vec![session(700, 1234)]);
+        let mut episode = watch.episodes.into_values().next().expect("an episode");
+        episode.nudges = 2;
+        known.finished = vec![Finished {
+            ended: at(9),
+            outcome: Outcome::Ready,
+            episode,
+        }];
+        let ready = |name| status(slot(name, Progress::Usable), &known, at(1000));
+        assert_eq!(
+            (ready("x").state_since, ready("x").nudges),
+            (Some(at(9)), 2)
+        );
+        assert_eq!((ready("y").state_since, ready("y").nudges), (None, 0));
+        assert_eq!(ready("x").state, State::Ready);
+    }
+
+    #[test]
+    fn a_lost_slot_can_be_dropped() {
+        let known = known(Watch::default(), Worker::Watching);
+        let lost = |progress| status(slot("x", progress), &known, at(1000));
+        let invalidated = lost(Progress::Invalidated(Some("wal_removed".into())));
+        assert_eq!(invalidated.state, State::Lost);
+        let hint = invalidated.advice.hint.expect("a hint");
+        assert!(
+            hint.starts_with("SELECT pg_drop_replication_slot('x');"),
+            "{hint}"
+        );
+
+        let held = lost(Progress::LeftBehind(Some(pid(77))))
+            .advice
+            .hint
+            .expect("a hint");
+        assert!(
+            held.starts_with("SELECT pg_terminate_backend(77);"),
+            "{held}"
+        );
+    }
+}

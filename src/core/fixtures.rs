@@ -1,0 +1,102 @@
+//! Observations for the unit tests of this module tree.
+
+use super::episode::Watch;
+use super::observation::*;
+use super::time::Timestamp;
+use super::xid::{Lsn, Xid};
+
+pub fn xid(xid: u32) -> Xid {
+    Xid::new(xid).expect("a normal xid")
+}
+
+/// A point in time, in milliseconds from the test's beginning.
+pub fn at(milliseconds: i64) -> Timestamp {
+    Timestamp::new(1_000_000_000 + milliseconds * 1000)
+}
+
+pub fn pid(pid: i32) -> Pid {
+    Pid::new(pid).expect("a pid")
+}
+
+pub fn creator() -> Creator {
+    Creator {
+        identity: CreatorIdentity {
+            pid: pid(100),
+            backend_start: Some(at(-5000)),
+            backend_type: "walsender".into(),
+            application_name: "sub".into(),
+            client_addr: Some("10.0.0.5".into()),
+        },
+        wait: CreatorWait::Transaction,
+    }
+}
+
+pub fn slot(name: &str, progress: Progress) -> Slot {
+    Slot {
+        name: SlotName::new(name),
+        database: "app".into(),
+        plugin: "pgoutput".into(),
+        restart_lsn: Some(Lsn::new(1 << 24)),
+        progress,
+        retained_wal: Some(56),
+        wal_status: Some("reserved".into()),
+        safe_wal_size: None,
+    }
+}
+
+pub fn building(name: &str, wait: CreatorWait) -> Slot {
+    let creator = Creator { wait, ..creator() };
+    slot(name, Progress::Building(Box::new(creator)))
+}
+
+/// A session's transaction, idle since it began at the test's beginning.
+pub fn session(number: u32, holder: i32) -> Transaction {
+    Transaction {
+        xid: xid(number),
+        holder: Holder::Session(pid(holder)),
+        database: Some("app".into()),
+        usename: Some("alice".into()),
+        application_name: Some("shop".into()),
+        client_addr: Some("10.0.0.7".into()),
+        state: Some("idle in transaction".into()),
+        state_since: Some(at(0)),
+        started: Some(at(0)),
+        xact_start: Some("2026-11-22T21:00:00.000000+00:00".into()),
+        query: Some("UPDATE t SET i = 1".into()),
+        waits_for_walsender: false,
+    }
+}
+
+pub fn prepared(number: u32, gid: &str) -> Transaction {
+    Transaction {
+        holder: Holder::Prepared { gid: gid.into() },
+        application_name: None,
+        client_addr: None,
+        state: Some("prepared".into()),
+        query: None,
+        ..session(number, 1)
+    }
+}
+
+/// A primary at `milliseconds`, its next xid 1000.
+pub fn observation(
+    milliseconds: i64,
+    slots: Vec<Slot>,
+    transactions: Vec<Transaction>,
+) -> Observation {
+    Observation {
+        at: at(milliseconds),
+        role: Role::Primary,
+        next_xid: xid(1000),
+        slots,
+        transactions,
+    }
+}
+
+/// What is known once slot `x` was seen to wait for `transactions`.
+pub fn watching(transactions: Vec<Transaction>) -> Watch {
+    let mut watch = Watch::default();
+    let slots = vec![building("x", CreatorWait::Transaction)];
+    watch.update(&observation(0, slots, transactions));
+    watch
+}
