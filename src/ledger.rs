@@ -110,6 +110,8 @@ pub struct Trouble {
 #[derive(Debug)]
 pub struct WorkerStatus {
     pub pid: Option<Pid>,
+    /// The last one ended because it could not connect.
+    pub cannot_connect: bool,
     pub started_at: Option<Timestamp>,
     pub last_scan_at: Option<Timestamp>,
     pub counters: Counters,
@@ -236,6 +238,7 @@ pub fn worker() -> WorkerStatus {
     let worker = *WORKER.share();
     WorkerStatus {
         pid: Pid::new(worker.pid),
+        cannot_connect: worker.connect_failed_at != 0,
         started_at: timestamp(worker.started_at),
         last_scan_at: timestamp(worker.last_scan_at),
         counters: worker.counters,

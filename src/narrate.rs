@@ -121,13 +121,11 @@ pub fn trouble_is_over() -> Notice {
 
 pub fn wal_level_too_low() -> Notice {
     Notice {
-        detail: Some(
-            "No logical replication slot can be created below wal_level = logical.".into(),
-        ),
+        detail: Some("No logical replication slot can be created on this server.".into()),
         hint: Some("ALTER SYSTEM SET wal_level = 'logical'; then restart the server.".into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "slot_self_heal has nothing to do",
+            "slot_self_heal has nothing to do because \"wal_level\" is below \"logical\"",
         )
     }
 }

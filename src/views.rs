@@ -10,7 +10,7 @@ use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
 use crate::ledger;
 use crate::server::{self, WalLevel, record, report, scan};
-use crate::settings;
+use crate::{settings, worker};
 
 /// A `pg_lsn`, which is a 64-bit number to C.
 type PgLsn = i64;
@@ -132,48 +132,45 @@ fn slot_self_heal_get_worker() -> TableIterator<
     ),
 > {
     ledger::require();
-    let worker = ledger::worker();
+    let status = ledger::worker();
     let role = server::role();
     let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let hint = worker_hint(&worker);
+    let hint = worker_hint(&status);
     TableIterator::once((
-        worker.pid.map(|pid| pid.get()),
+        status.pid.map(|pid| pid.get()),
         role.as_str(),
         shown(settings::database().to_string_lossy().into_owned()),
-        worker.started_at.and_then(timestamptz),
-        worker.last_scan_at.and_then(timestamptz),
-        count(worker.counters.scans),
-        count(worker.counters.nudges),
-        count(worker.counters.healed),
+        status.started_at.and_then(timestamptz),
+        status.last_scan_at.and_then(timestamptz),
+        count(status.counters.scans),
+        count(status.counters.nudges),
+        count(status.counters.healed),
         0,
         match role {
             Role::Primary => Some("not needed"),
             Role::Standby => None,
         },
-        worker
+        status
             .trouble
             .as_ref()
             .map(|trouble| shown(trouble.message.clone())),
-        worker.trouble.and_then(|trouble| timestamptz(trouble.at)),
+        status.trouble.and_then(|trouble| timestamptz(trouble.at)),
         hint,
     ))
 }
 
-fn worker_hint(worker: &ledger::WorkerStatus) -> Option<String> {
-    if worker.pid.is_none() {
-        let hint = worker
-            .trouble
-            .as_ref()
-            .and_then(|trouble| trouble.hint.clone());
-        return Some(match (worker.started_at, hint) {
-            (None, Some(hint)) => shown(hint),
-            (None, None) => "The worker has not started. If the server's log says that it could \
-                             not be registered, raise max_worker_processes and restart the server."
-                .into(),
-            (Some(_), _) => "The worker has ended; the server starts it again within a second. \
-                             If it stays away, the server's log says why."
-                .into(),
-        });
+fn worker_hint(status: &ledger::WorkerStatus) -> Option<String> {
+    if !worker::is_registered() {
+        return Some("Raise max_worker_processes and restart the server.".into());
+    }
+    if status.pid.is_none() {
+        let trouble = status.trouble.as_ref().filter(|_| status.cannot_connect);
+        let hint = trouble.and_then(|trouble| trouble.hint.clone());
+        return Some(hint.map(shown).unwrap_or_else(|| {
+            "The server starts the worker again within a second. If it stays away, the server's \
+             log says why."
+                .into()
+        }));
     }
     if server::wal_level() < WalLevel::Logical {
         return Some(

@@ -8,6 +8,7 @@
 //! An error in a tick is said once, shown in `slot_self_heal_worker`, and the next tick goes on.
 
 use std::ffi::c_int;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
@@ -21,8 +22,9 @@ use crate::ledger::{self, Trouble};
 use crate::server::gate::{self, Gate};
 use crate::server::process::{self, Activity};
 use crate::server::report::{self, Notice};
+use crate::server::scan::Scanner;
 use crate::server::transaction::{catch, read_only_fallible};
-use crate::server::{self, WalLevel, record, scan};
+use crate::server::{self, WalLevel, record};
 use crate::{narrate, settings};
 
 /// Between two looks at a slot that is being built.
@@ -34,6 +36,9 @@ const SCAN_SHARE: u32 = 10;
 const NAP_AFTER_TROUBLE: Duration = Duration::from_secs(1);
 /// Before another try to connect to a database that could not be connected to.
 const RECONNECT: Duration = Duration::from_secs(60);
+
+/// Set in the postmaster; each process has its copy by fork.
+static REGISTERED: AtomicBool = AtomicBool::new(false);
 
 /// Registers the worker with the postmaster, which starts it as soon as the server is consistent,
 /// on a standby too, and again a second after it ended.
@@ -50,7 +55,14 @@ pub fn init() {
         .load();
     if server::registered_workers() == before {
         report::warning(narrate::no_worker_slot());
+    } else {
+        REGISTERED.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether the postmaster had room for the worker.
+pub fn is_registered() -> bool {
+    REGISTERED.load(Ordering::Relaxed)
 }
 
 /// The worker's process.
@@ -114,6 +126,7 @@ extern "C-unwind" fn on_exit(_code: c_int, _arg: pg_sys::Datum) {
 }
 
 struct Worker {
+    scanner: Scanner,
     watch: Watch,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
     false_alarm: Option<(u64, Instant)>,
@@ -125,6 +138,7 @@ impl Worker {
     /// Goes on where a predecessor ended.
     fn resume() -> Self {
         Self {
+            scanner: Scanner::default(),
             watch: ledger::watch(),
             false_alarm: None,
             trouble: None,
@@ -159,7 +173,7 @@ impl Worker {
         }
 
         process::show_activity(Activity::Scanning);
-        let observation = scan::observe()?;
+        let observation = self.scanner.observe()?;
         ledger::worker_scanned(observation.at);
         self.false_alarm = match gate {
             Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),

@@ -28,12 +28,16 @@ impl Timestamp {
 /// A length of time in words short enough for a log line: `850 ms`, `12 s`, `3 min 20 s`, `2 h 5 min`.
 pub fn in_words(duration: Duration) -> String {
     let seconds = duration.as_secs();
-    match seconds {
-        0 => format!("{} ms", duration.as_millis()),
-        1..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
-        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
-        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    let (large, small) = match seconds {
+        0 => return format!("{} ms", duration.as_millis()),
+        1..60 => return format!("{seconds} s"),
+        60..3600 => ((seconds / 60, "min"), (seconds % 60, "s")),
+        3600..86_400 => ((seconds / 3600, "h"), (seconds % 3600 / 60, "min")),
+        _ => ((seconds / 86_400, "d"), (seconds % 86_400 / 3600, "h")),
+    };
+    match small {
+        (0, _) => format!("{} {}", large.0, large.1),
+        _ => format!("{} {} {} {}", large.0, large.1, small.0, small.1),
     }
 }
 
@@ -56,6 +60,7 @@ mod tests {
         let words = |seconds| in_words(Duration::from_secs(seconds));
         assert_eq!(in_words(Duration::from_millis(850)), "850 ms");
         assert_eq!(words(12), "12 s");
+        assert_eq!(words(60), "1 min");
         assert_eq!(words(200), "3 min 20 s");
         assert_eq!(words(7500), "2 h 5 min");
         assert_eq!(words(200_000), "2 d 7 h");

@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 
 use pgrx::pg_sys;
-use pgrx::spi::{Spi, SpiError};
+use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
@@ -13,24 +13,51 @@ use crate::core::xid::Xid;
 const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 
-/// Looks at the server, in a transaction of the worker's own.
-pub fn observe() -> Result<Observation, Notice> {
-    read_only_fallible(|| {
-        let role = super::role();
-        let slots = slots()?;
-        let transactions = match role {
-            Role::Primary => query(TRANSACTIONS, |row| row.into_transaction())?,
-            Role::Standby => Vec::new(),
-        };
-        let next_xid = next_xid()?;
-        Ok::<_, ScanError>(Observation {
-            at: super::now(),
-            role,
-            next_xid,
-            slots,
-            transactions: oldest_first(transactions, next_xid),
+/// Looks at the server again and again. The queries are planned once: with these views that takes
+/// longer than their execution.
+#[derive(Default)]
+pub struct Scanner {
+    slots: Option<OwnedPreparedStatement>,
+    transactions: Option<OwnedPreparedStatement>,
+}
+
+impl Scanner {
+    /// One look, in a transaction of the worker's own.
+    pub fn observe(&mut self) -> Result<Observation, Notice> {
+        read_only_fallible(|| {
+            let role = super::role();
+            let slots = planned(&mut self.slots, SLOTS)?;
+            let slots = query(slots, |row| row.into_slot())?;
+            let transactions = match role {
+                Role::Primary => {
+                    let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
+                    query(transactions, |row| row.into_transaction())?
+                }
+                Role::Standby => Vec::new(),
+            };
+            let next_xid = next_xid()?;
+            Ok::<_, ScanError>(Observation {
+                at: super::now(),
+                role,
+                next_xid,
+                slots,
+                transactions: oldest_first(transactions, next_xid),
+            })
         })
-    })
+    }
+}
+
+fn planned<'a>(
+    plan: &'a mut Option<OwnedPreparedStatement>,
+    sql: &str,
+) -> Result<&'a OwnedPreparedStatement, ScanError> {
+    match plan {
+        Some(plan) => Ok(plan),
+        None => {
+            let prepared = Spi::connect(|client| Ok(client.prepare(sql, &[])?.keep()));
+            Ok(plan.insert(prepared.map_err(ScanError::Spi)?))
+        }
+    }
 }
 
 /// Every logical slot, as of the current transaction.
@@ -48,6 +75,8 @@ fn next_xid() -> Result<Xid, ScanError> {
 
 fn oldest_first(mut transactions: Vec<Transaction>, next: Xid) -> Vec<Transaction> {
     transactions.sort_by_key(|transaction| std::cmp::Reverse(transaction.xid.age(next)));
+    // PREPARE TRANSACTION shows its transaction twice for a moment.
+    transactions.dedup_by_key(|transaction| transaction.xid);
     transactions
 }
 
@@ -69,10 +98,13 @@ impl From<ScanError> for Notice {
 /// Runs a query and reads each row of its result.
 ///
 /// It goes through [`Spi::connect`] and `select`: the other ways of pgrx take a transaction id.
-fn query<T>(
-    sql: &str,
+fn query<T, Q>(
+    sql: Q,
     read: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
-) -> Result<Vec<T>, ScanError> {
+) -> Result<Vec<T>, ScanError>
+where
+    Q: for<'conn> Query<'conn>,
+{
     Spi::connect(|client| {
         client.select(sql, None, &[]).map_err(ScanError::Spi)?;
         // SAFETY: the table that `select` just made, valid until SPI is left.
