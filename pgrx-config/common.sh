@@ -1,0 +1,77 @@
+# shellcheck shell=bash
+# What the scripts beside it share. They source it at the root of the checkout and stay there.
+
+. pgrx-config/versions
+# shellcheck disable=SC2034 # for the scripts
+read -ra majors <<<"$MAJORS"
+
+# The scripts must know where cargo puts what it builds, whatever the user's own settings.
+export CARGO_TARGET_DIR=$PWD/target
+
+say() { printf '==> %s\n' "$*"; }
+
+# die WHAT [REMEDY...]: one line each.
+die() {
+    printf 'error: %s\n' "$1" >&2
+    shift
+    [ $# -eq 0 ] || printf '       %s\n' "$@" >&2
+    exit 1
+}
+
+# pg_major PG_CONFIG: the server's major, once that is known to be one we build for.
+pg_major() {
+    local version major supported
+    version=$("$1" --version 2>/dev/null) ||
+        die "PG_CONFIG: '$1' cannot be run" \
+            "name the pg_config of your server, as in PG_CONFIG=/usr/lib/postgresql/16/bin/pg_config"
+    [[ $version =~ ^PostgreSQL\ ([0-9]+) ]] ||
+        die "PG_CONFIG: '$1' is not the pg_config of a PostgreSQL server: it says '${version%%$'\n'*}'"
+    major=${BASH_REMATCH[1]}
+    # A major is supported when the crate has a feature for it.
+    supported=$(sed -n 's/^pg\([0-9]*\) *=.*/\1/p' Cargo.toml | tr '\n' ' ')
+    [[ " $supported" == *" $major "* ]] ||
+        die "PostgreSQL $major is not supported ('$1' says '$version')" "supported majors: $supported"
+    printf '%s\n' "$major"
+}
+
+has_headers() { [ -f "$("$1" --includedir-server)/postgres.h" ]; }
+
+# server MAJOR: pg_config of the installation that tests of this major build against and
+# copy. One put under target/postgres by hand comes before the system's.
+server() {
+    local bindir
+    for bindir in "$PWD/target/postgres/$1/bin" "/usr/lib/postgresql/$1/bin"; do
+        if [ -x "$bindir/postgres" ] && [ -x "$bindir/pg_config" ] && has_headers "$bindir/pg_config"; then
+            echo "$bindir/pg_config"
+            return
+        fi
+    done
+    return 1
+}
+
+exists() { local path; for path; do [ -e "$path" ] && return; done; return 1; }
+
+# bindgen needs libclang and the headers that clang itself brings.
+has_libclang() {
+    [ -n "${LIBCLANG_PATH:-}" ] || {
+        exists /usr/lib/llvm-*/lib/libclang[.-]*so* /usr/lib64/libclang.so* /usr/lib/*/libclang[.-]*so* &&
+            exists /usr/lib/llvm-*/lib/clang/*/include/stddef.h /usr/lib*/clang/*/include/stddef.h
+    }
+}
+
+has_cargo() {
+    # rustup's directory is on the PATH of login shells only.
+    command -v cargo >/dev/null || PATH=${HOME:-}/.cargo/bin:$PATH
+    command -v cargo >/dev/null
+}
+
+need_cargo() {
+    has_cargo || die "cargo is not on $(id -un)'s PATH" "install Rust (rustup), or add its bin directory to PATH"
+}
+
+# install_files BUILD_DIR PKGLIBDIR EXTENSION_DIR
+install_files() {
+    # install replaces a file rather than writing into it: a running server has the old one mapped.
+    install -m 755 "$1/slot_self_heal.so" "$2/"
+    install -m 644 slot_self_heal.control sql/slot_self_heal--*.sql "$3/"
+}
