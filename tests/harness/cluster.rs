@@ -1,0 +1,581 @@
+//! A throw-away server: started from a copy of a fresh data directory,
+//! listening on 127.0.0.1 only, stopped and removed on drop.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    io::{Seek, Write},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Child,
+    sync::{LazyLock, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    major::Major,
+    process::{Pid, Signal, command, exits_within, output_of, spawn},
+    scratch,
+    session::{Login, Row, Session},
+    status::{Status, Worker},
+    wait::{PATIENCE, wait_for, wait_until},
+    wal::Lsn,
+};
+
+/// How long a fast shutdown may take. A worker that holds it up is a fault.
+const FAST_SHUTDOWN: Duration = Duration::from_secs(30);
+
+/// For all servers, whatever the scenario.
+///
+/// Autovacuum, checkpoints and JIT are kept out so that xids and WAL come from
+/// the scenario alone; a scenario that wants them turns them on.
+const BASE_CONF: &str = "
+listen_addresses = '127.0.0.1'
+wal_level = logical
+max_prepared_transactions = 10
+fsync = off
+shared_buffers = 16MB
+autovacuum = off
+checkpoint_timeout = 1h
+jit = off
+log_line_prefix = '%m [%p] %b '
+lc_messages = C
+";
+
+/// A server to be: what it has that others have not.
+pub struct Setup {
+    major: Major,
+    preload: bool,
+    conf: String,
+}
+
+impl Setup {
+    pub fn new(major: Major) -> Setup {
+        Setup {
+            major,
+            preload: true,
+            conf: String::new(),
+        }
+    }
+
+    /// Leaves the extension out of `shared_preload_libraries`.
+    pub fn without_extension(mut self) -> Setup {
+        self.preload = false;
+        self
+    }
+
+    /// A line for postgresql.conf; the last one of a name counts.
+    pub fn conf(mut self, line: &str) -> Setup {
+        let _ = writeln!(self.conf, "{line}");
+        self
+    }
+
+    #[track_caller]
+    pub fn start(self) -> Cluster {
+        let dir = scratch::directory("primary");
+        let data = dir.path().join("data");
+        let mut copy = command(Path::new("/bin/cp"));
+        copy.args(["-a", "--reflink=auto"])
+            .arg(template(self.major))
+            .arg(&data);
+        output_of(copy);
+        let preload = match self.preload {
+            true => "shared_preload_libraries = 'slot_self_heal'\n",
+            false => "",
+        };
+        append(
+            &data.join("postgresql.conf"),
+            &format!("{BASE_CONF}{preload}{}", self.conf),
+        );
+        Cluster::launch(self.major, dir)
+    }
+
+    /// A streaming standby of `primary`, with its configuration and the lines
+    /// of this setup.
+    #[track_caller]
+    pub fn standby_of(self, primary: &Cluster) -> Cluster {
+        let dir = scratch::directory("standby");
+        let data = dir.path().join("data");
+        let mut backup = command(&self.major.program("pg_basebackup"));
+        backup
+            .args(["--write-recovery-conf", "--wal-method=stream"])
+            .args(["--checkpoint=fast", "--no-sync"])
+            .args([
+                "--dbname",
+                &primary.login().application("standby").conninfo(),
+            ])
+            .arg("--pgdata")
+            .arg(&data);
+        output_of(backup);
+        append(&data.join("postgresql.conf"), &self.conf);
+        Cluster::launch(self.major, dir)
+    }
+}
+
+/// A fresh data directory of this major, made once a process.
+fn template(major: Major) -> PathBuf {
+    static TEMPLATES: LazyLock<Mutex<BTreeMap<Major, PathBuf>>> = LazyLock::new(Mutex::default);
+    let mut templates = TEMPLATES.lock().unwrap_or_else(PoisonError::into_inner);
+    templates
+        .entry(major)
+        .or_insert_with(|| {
+            let data = scratch::lasting(&format!("template-{major}"));
+            let mut initdb = command(&major.program("initdb"));
+            initdb
+                .args(["--no-sync", "--auth=trust", "--username=postgres"])
+                .args(["--locale=C", "--encoding=UTF8"])
+                // small segments: less to copy, and WAL limits are reached soon
+                .arg("--wal-segsize=1")
+                .arg("--pgdata")
+                .arg(&data);
+            output_of(initdb);
+            data
+        })
+        .clone()
+}
+
+fn append(path: &Path, text: &str) {
+    let old = fs::read_to_string(path)
+        .unwrap_or_else(|e| panic!("could not read {}: {e}", path.display()));
+    fs::write(path, old + "\n" + text)
+        .unwrap_or_else(|e| panic!("could not write {}: {e}", path.display()));
+}
+
+/// A running server.
+pub struct Cluster {
+    major: Major,
+    dir: TempDir,
+    port: u16,
+    postmaster: Option<Child>,
+    /// For looking on: views are read over this session.
+    observer: RefCell<Option<Session>>,
+    /// Whether the scenario crashes the server on purpose.
+    may_crash: Cell<bool>,
+}
+
+/// The bgwriter, stopped. It goes on when this is dropped.
+///
+/// It writes a running-xacts record of its own 15 s after it started and every
+/// 15 s of a busy server (`BackgroundWriterMain`). Where a scenario counts
+/// records, only those of the extension and of Postgres's slot creation should
+/// be there.
+pub struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.signal(Signal::Cont);
+    }
+}
+
+impl Cluster {
+    /// A primary with the extension preloaded.
+    #[track_caller]
+    pub fn start(major: Major) -> Cluster {
+        Setup::new(major).start()
+    }
+
+    /// A streaming standby with the primary's settings.
+    #[track_caller]
+    pub fn standby_of(primary: &Cluster) -> Cluster {
+        Setup::new(primary.major).standby_of(primary)
+    }
+
+    #[track_caller]
+    fn launch(major: Major, dir: TempDir) -> Cluster {
+        let mut cluster = Cluster {
+            major,
+            dir,
+            port: 0,
+            postmaster: None,
+            observer: RefCell::new(None),
+            may_crash: Cell::new(false),
+        };
+        // Between asking for a free port and taking it, another may take it.
+        for _ in 0..10 {
+            cluster.port = free_port();
+            match cluster.try_launch() {
+                Ok(()) => return cluster,
+                Err(()) if cluster.log().contains("Address already in use") => {
+                    let _ = fs::remove_file(cluster.log_file());
+                }
+                Err(()) => break,
+            }
+        }
+        panic!("PostgreSQL {major} did not start");
+    }
+
+    /// Starts the postmaster and waits until it takes connections; an error
+    /// when it exits instead.
+    fn try_launch(&mut self) -> Result<(), ()> {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_file())
+            .unwrap_or_else(|e| panic!("could not open {}: {e}", self.log_file().display()));
+        let mut postgres = command(&self.major.program("postgres"));
+        postgres
+            .arg("-D")
+            .arg(self.data())
+            .arg("-k")
+            .arg(self.dir.path())
+            .args(["-p", &self.port.to_string()])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        let child = spawn(postgres, Signal::Quit).unwrap_or_else(|e| panic!("postgres: {e}"));
+        let pid = child.id().to_string();
+        let child = self.postmaster.insert(child);
+
+        // its eighth line, as pg_ctl reads it
+        let pid_file = self.dir.path().join("data/postmaster.pid");
+        wait_for("the server to start", PATIENCE, || {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return Ok(Err(()));
+            }
+            let lines = fs::read_to_string(&pid_file).unwrap_or_default();
+            let lines: Vec<&str> = lines.lines().map(str::trim).collect();
+            match (lines.first(), lines.get(7)) {
+                (Some(first), Some(&("ready" | "standby"))) if *first == pid => Ok(Ok(())),
+                _ => Err(format!("postmaster.pid: {lines:?}")),
+            }
+        })
+    }
+
+    pub fn major(&self) -> Major {
+        self.major
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn postmaster(&self) -> Pid {
+        Pid(self
+            .postmaster
+            .as_ref()
+            .expect("the server was started")
+            .id() as i32)
+    }
+
+    /// A directory that goes with the cluster.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// A client program of this server's major.
+    pub fn client(&self, program: &str) -> std::process::Command {
+        command(&self.major.program(program))
+    }
+
+    // -- sessions --
+
+    /// The superuser, in database postgres.
+    pub fn login(&self) -> Login {
+        Login {
+            port: self.port,
+            database: "postgres".to_owned(),
+            role: "postgres".to_owned(),
+            application: "scenario".to_owned(),
+        }
+    }
+
+    #[track_caller]
+    pub fn connect(&self) -> Session {
+        self.login().connect()
+    }
+
+    /// Looks on over a session that stays open.
+    #[track_caller]
+    pub fn observe<T>(&self, look: impl FnOnce(&mut Session) -> T) -> T {
+        let mut observer = self.observer.borrow_mut();
+        look(observer.get_or_insert_with(|| self.login().application("observer").connect()))
+    }
+
+    #[track_caller]
+    pub fn run(&self, sql: &str) {
+        self.observe(|session| session.run(sql));
+    }
+
+    #[track_caller]
+    pub fn value(&self, sql: &str) -> String {
+        self.observe(|session| session.value(sql))
+    }
+
+    #[track_caller]
+    pub fn number(&self, sql: &str) -> i64 {
+        self.observe(|session| session.number(sql))
+    }
+
+    #[track_caller]
+    pub fn is_true(&self, sql: &str) -> bool {
+        self.observe(|session| session.is_true(sql))
+    }
+
+    #[track_caller]
+    pub fn rows(&self, sql: &str) -> Vec<Row> {
+        self.observe(|session| session.rows(sql))
+    }
+
+    /// Pastes SQL into psql, as an operator does; what psql prints.
+    #[track_caller]
+    pub fn paste(&self, database: &str, sql: &str) -> String {
+        let mut psql = self.client("psql");
+        psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
+            .args(["--host=127.0.0.1", "--username=postgres"])
+            .arg(format!("--port={}", self.port))
+            // else psql would take a name with '=' for a connection string
+            .env("PGDATABASE", database);
+        let mut input = tempfile::tempfile_in(self.dir()).expect("the directory is ours");
+        input
+            .write_all(format!("{sql}\n").as_bytes())
+            .and_then(|()| input.rewind())
+            .expect("a file takes it");
+        psql.stdin(input);
+        output_of(psql)
+    }
+
+    /// Waits until `condition`, a boolean expression, is true.
+    #[track_caller]
+    pub fn wait_until_sql(&self, what: &str, condition: &str) {
+        wait_until(what, PATIENCE, || {
+            self.is_true(&format!("SELECT {condition}"))
+        });
+    }
+
+    /// Forgets the session for looking on, whose backend is gone.
+    pub fn forget_observer(&self) {
+        self.observer.replace(None);
+    }
+
+    // -- settings, start and stop --
+
+    /// Changes a setting as an operator does, and reloads.
+    #[track_caller]
+    pub fn set(&self, name: &str, value: &str) {
+        self.run(&format!("ALTER SYSTEM SET {name} = {value}"));
+        self.run("SELECT pg_reload_conf()");
+    }
+
+    /// Stops the server; whether it ended before the deadline.
+    pub fn stop(&mut self, signal: Signal, deadline: Duration) -> bool {
+        self.forget_observer();
+        let Some(child) = self.postmaster.as_mut() else {
+            return true;
+        };
+        Pid(child.id() as i32).signal(signal);
+        let ended = exits_within(child, deadline);
+        if ended {
+            self.postmaster = None;
+        }
+        ended
+    }
+
+    #[track_caller]
+    pub fn stop_fast(&mut self) {
+        assert!(
+            self.stop(Signal::Int, FAST_SHUTDOWN),
+            "a fast shutdown took more than {FAST_SHUTDOWN:?}"
+        );
+    }
+
+    /// Starts the stopped server again, on the same port.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        assert!(self.postmaster.is_none(), "the server runs");
+        assert!(self.try_launch().is_ok(), "the server did not start again");
+    }
+
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.stop_fast();
+        self.start_again();
+    }
+
+    /// Says that a crash is part of the scenario.
+    pub fn may_crash(&self) {
+        self.may_crash.set(true);
+    }
+
+    /// Stops the bgwriter until the returned value is dropped.
+    #[track_caller]
+    pub fn freeze_bgwriter(&self) -> Frozen {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'";
+        let pid = wait_for("the bgwriter to run", PATIENCE, || {
+            self.observe(|session| session.maybe(sql))
+                .ok_or_else(|| "no bgwriter".to_owned())
+        });
+        let pid = Pid(pid.parse().expect("a pid is a number"));
+        pid.signal(Signal::Stop);
+        Frozen(pid)
+    }
+
+    // -- the extension --
+
+    #[track_caller]
+    pub fn create_extension(&self) {
+        self.run("CREATE EXTENSION slot_self_heal");
+    }
+
+    /// The slot's row in `slot_self_heal_status`.
+    #[track_caller]
+    pub fn status(&self, slot: &str) -> Option<Status> {
+        let sql =
+            format!("SELECT to_jsonb(s) FROM slot_self_heal_status s WHERE slot_name = '{slot}'");
+        let row = self.observe(|session| session.maybe(&sql))?;
+        Some(serde_json::from_str(&row).unwrap_or_else(|e| panic!("{e} in {row}")))
+    }
+
+    /// Waits until the slot's row is as wanted.
+    #[track_caller]
+    pub fn wait_for_status(
+        &self,
+        slot: &str,
+        what: &str,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Status {
+        let what = format!("{what} in the status of slot \"{slot}\"");
+        wait_for(&what, PATIENCE, || match self.status(slot) {
+            Some(status) if wanted(&status) => Ok(status),
+            seen => Err(format!("{seen:#?}")),
+        })
+    }
+
+    #[track_caller]
+    pub fn wait_for_state(&self, slot: &str, state: &str) -> Status {
+        self.wait_for_status(slot, &format!("state {state}"), |status| {
+            status.state == state
+        })
+    }
+
+    #[track_caller]
+    pub fn worker(&self) -> Worker {
+        let row = self.value("SELECT to_jsonb(w) FROM slot_self_heal_worker w");
+        serde_json::from_str(&row).unwrap_or_else(|e| panic!("{e} in {row}"))
+    }
+
+    #[track_caller]
+    pub fn wait_for_worker(&self, what: &str, wanted: impl Fn(&Worker) -> bool) -> Worker {
+        let what = format!("{what} in slot_self_heal_worker");
+        wait_for(&what, PATIENCE, || match self.worker() {
+            worker if wanted(&worker) => Ok(worker),
+            seen => Err(format!("{seen:#?}")),
+        })
+    }
+
+    // -- the log --
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    pub fn log(&self) -> String {
+        fs::read(self.log_file())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// How many lines of the log have `text`.
+    pub fn count_in_log(&self, text: &str) -> usize {
+        self.log()
+            .lines()
+            .filter(|line| line.contains(text))
+            .count()
+    }
+
+    #[track_caller]
+    pub fn wait_for_log(&self, text: &str) {
+        wait_until(&format!("\"{text}\" in the log"), PATIENCE, || {
+            self.log().contains(text)
+        });
+    }
+
+    fn print_log(&self) {
+        const LINES: usize = 60;
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let tail = &lines[lines.len().saturating_sub(LINES)..];
+        eprintln!(
+            "-- the end of the log of PostgreSQL {} on port {} --\n{}\n--",
+            self.major,
+            self.port,
+            tail.join("\n")
+        );
+    }
+
+    // -- the write-ahead log --
+
+    #[track_caller]
+    pub fn insert_lsn(&self) -> Lsn {
+        self.value("SELECT pg_current_wal_insert_lsn()")
+            .parse()
+            .unwrap()
+    }
+
+    /// The running-xacts records written since `start`, as pg_waldump prints
+    /// them.
+    #[track_caller]
+    pub fn running_xacts_since(&self, start: Lsn) -> Vec<String> {
+        // A commit flushes all before it, and there is a record to stop at.
+        self.run("SELECT pg_logical_emit_message(true, '', '')");
+        let end = self.value("SELECT pg_current_wal_flush_lsn()");
+        let mut waldump = self.client("pg_waldump");
+        waldump.arg("-p").arg(self.data().join("pg_wal")).args([
+            "-r",
+            "Standby",
+            "-s",
+            &start.to_string(),
+            "-e",
+            &end,
+        ]);
+        output_of(waldump)
+            .lines()
+            .filter(|line| line.contains("RUNNING_XACTS"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Stops the server for good, whatever it takes.
+    fn end(&mut self) -> bool {
+        let fast = self.stop(Signal::Int, FAST_SHUTDOWN);
+        if !fast && !self.stop(Signal::Quit, Duration::from_secs(10)) {
+            self.stop(Signal::Kill, Duration::from_secs(10));
+        }
+        fast
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let fast = self.end();
+        if thread::panicking() {
+            return self.print_log();
+        }
+        // What must never happen, whatever the scenario.
+        if !fast {
+            self.print_log();
+            panic!("a fast shutdown took more than {FAST_SHUTDOWN:?}");
+        }
+        let crashed = ["PANIC:", "was terminated by signal", "panicked at"]
+            .into_iter()
+            .find(|sign| self.log().contains(sign));
+        if let (Some(sign), false) = (crashed, self.may_crash.get()) {
+            self.print_log();
+            panic!("\"{sign}\" in the server's log");
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .unwrap_or_else(|e| panic!("no free port on 127.0.0.1: {e}"))
+}

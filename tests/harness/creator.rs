@@ -1,0 +1,185 @@
+//! Those who create a logical slot.
+
+use std::process::Stdio;
+
+use crate::{
+    cluster::{Cluster, Setup},
+    process::{Pid, Process},
+    session::Running,
+    wait::{PATIENCE, wait_for},
+};
+
+/// A way to create a logical slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creator {
+    /// `CREATE_REPLICATION_SLOT`, as Debezium and its like send it.
+    Walsender,
+    /// The same, with a temporary slot: gone when the session ends.
+    TemporaryWalsender,
+    /// `pg_recvlogical --create-slot`
+    PgRecvlogical,
+    /// `pg_create_logical_replication_slot()`
+    SqlFunction,
+    /// The same, with a temporary slot.
+    TemporarySqlFunction,
+    /// `CREATE SUBSCRIPTION` in another cluster.
+    Subscription,
+    /// `CREATE SUBSCRIPTION` in the cluster that has the publication, too: it
+    /// waits for its own transaction.
+    SameClusterSubscription,
+    /// The SQL function, called by a background worker.
+    BackgroundWorker,
+}
+
+/// A creation under way.
+///
+/// Dropping it ends the client; a temporary slot goes with it.
+pub struct Creation {
+    creator: Creator,
+    guard: Guard,
+}
+
+enum Guard {
+    Program(Process),
+    Statement(Running),
+    /// The subscriber is dropped after its session.
+    Subscription(Running, #[allow(dead_code)] Box<Cluster>),
+    /// The worker's pid; it ends by itself or with its server.
+    Worker(Pid),
+}
+
+impl Creator {
+    /// `pg_stat_activity.backend_type` of the process that builds the slot.
+    pub fn backend_type(self) -> &'static str {
+        match self {
+            Creator::Walsender
+            | Creator::TemporaryWalsender
+            | Creator::PgRecvlogical
+            | Creator::Subscription
+            | Creator::SameClusterSubscription => "walsender",
+            Creator::SqlFunction | Creator::TemporarySqlFunction => "client backend",
+            Creator::BackgroundWorker => "background_creator",
+        }
+    }
+
+    /// Begins to create `slot` and comes back at once.
+    #[track_caller]
+    pub fn start(self, cluster: &Cluster, slot: &str) -> Creation {
+        let guard = match self {
+            Creator::Walsender => Guard::Program(walsender(cluster, slot, "")),
+            Creator::TemporaryWalsender => Guard::Program(walsender(cluster, slot, "TEMPORARY")),
+            Creator::PgRecvlogical => {
+                let mut program = cluster.client("pg_recvlogical");
+                program
+                    .args(["--create-slot", "--slot", slot, "--plugin", "pgoutput"])
+                    .args(["--dbname", &cluster.login().conninfo()]);
+                Guard::Program(Process::start(program, cluster.dir()))
+            }
+            Creator::SqlFunction => Guard::Statement(sql_function(cluster, slot, "false")),
+            Creator::TemporarySqlFunction => Guard::Statement(sql_function(cluster, slot, "true")),
+            Creator::Subscription => {
+                let subscriber = Setup::new(cluster.major()).without_extension().start();
+                let running = subscription(cluster, &subscriber, slot);
+                Guard::Subscription(running, Box::new(subscriber))
+            }
+            Creator::SameClusterSubscription => {
+                Guard::Statement(subscription(cluster, cluster, slot))
+            }
+            Creator::BackgroundWorker => Guard::Worker(start_worker(
+                cluster,
+                &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
+            )),
+        };
+        Creation {
+            creator: self,
+            guard,
+        }
+    }
+}
+
+fn walsender(cluster: &Cluster, slot: &str, temporary: &str) -> Process {
+    let mut psql = cluster.client("psql");
+    let conninfo = cluster.login().application("cdc").conninfo();
+    psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
+        .args(["--dbname", &format!("{conninfo} replication=database")])
+        .stdin(Stdio::piped());
+    let mut psql = Process::start(psql, cluster.dir());
+    psql.type_line(&format!(
+        "CREATE_REPLICATION_SLOT \"{slot}\" {temporary} LOGICAL pgoutput;"
+    ));
+    psql
+}
+
+fn sql_function(cluster: &Cluster, slot: &str, temporary: &str) -> Running {
+    cluster.login().application("cdc").start(&format!(
+        "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput', {temporary})"
+    ))
+}
+
+fn subscription(publisher: &Cluster, subscriber: &Cluster, slot: &str) -> Running {
+    publisher
+        .connect()
+        .run(&format!("CREATE PUBLICATION {slot}"));
+    let conninfo = publisher.login().application(slot).conninfo();
+    subscriber.login().start(&format!(
+        "CREATE SUBSCRIPTION {slot} CONNECTION '{conninfo}' PUBLICATION {slot} \
+         WITH (enabled = false, copy_data = false)"
+    ))
+}
+
+/// Runs `sql` in a background worker; see `fixtures/background_creator.c`.
+#[track_caller]
+pub fn start_worker(cluster: &Cluster, sql: &str) -> Pid {
+    let mut session = cluster.connect();
+    if session.is_true("SELECT to_regproc('public.background_creator_start') IS NULL") {
+        session.run(
+            "CREATE FUNCTION public.background_creator_start(text) RETURNS int \
+             AS 'background_creator' LANGUAGE C STRICT",
+        );
+    }
+    let sql = sql.replace('\'', "''");
+    let pid = session.number(&format!("SELECT public.background_creator_start('{sql}')"));
+    Pid(pid as i32)
+}
+
+impl Creation {
+    pub fn creator(&self) -> Creator {
+        self.creator
+    }
+
+    /// The client program, where the client is one.
+    pub fn program(&mut self) -> Option<&mut Process> {
+        match &mut self.guard {
+            Guard::Program(program) => Some(program),
+            Guard::Statement(_) | Guard::Subscription(..) | Guard::Worker(_) => None,
+        }
+    }
+
+    /// The statement under way, where the client is a session of ours.
+    pub fn statement(&mut self) -> Option<&mut Running> {
+        match &mut self.guard {
+            Guard::Statement(running) | Guard::Subscription(running, _) => Some(running),
+            Guard::Program(_) | Guard::Worker(_) => None,
+        }
+    }
+
+    /// Waits until the client has its slot, or an error.
+    #[track_caller]
+    pub fn finish(&mut self) -> Result<(), String> {
+        match &mut self.guard {
+            Guard::Program(program) => match program.finish() {
+                status if status.success() => Ok(()),
+                status => Err(format!("{status}: {}", program.printed())),
+            },
+            Guard::Statement(running) | Guard::Subscription(running, _) => {
+                running.result().map(drop).map_err(|e| e.to_string())
+            }
+            Guard::Worker(pid) => wait_for("the background worker to end", PATIENCE, || match pid
+                .is_alive()
+            {
+                true => Err("it runs".to_owned()),
+                false => Ok(Ok(())),
+            }),
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Throw-away Postgres servers, and what a scenario does to them.
+//!
+//! The harness knows nothing of the extension's code: it sees what a user
+//! sees, the views, the log and the write-ahead log. A scenario starts a
+//! [`Cluster`], lets a [`Blocker`] hold a transaction and a [`Creator`] make a
+//! slot, and waits with [`wait_until`] for what should be seen.
+//!
+//! Everything a scenario starts ends with it, also when it panics, and when
+//! the whole test process is killed.
+
+mod blocker;
+mod cluster;
+mod creator;
+mod major;
+mod process;
+mod scratch;
+mod session;
+mod status;
+mod wait;
+mod wal;
+
+pub use blocker::{Blocker, Blocking};
+pub use cluster::{Cluster, Frozen, Setup};
+pub use creator::{Creation, Creator};
+pub use major::Major;
+pub use process::{Pid, Process, Signal, output_of};
+pub use session::{Login, Running, Session, SqlError};
+pub use status::{BlockerRow, Status, Worker, statements};
+pub use wait::{PATIENCE, for_a_while, wait_for, wait_until};
+pub use wal::Lsn;

@@ -1,0 +1,193 @@
+//! Each creator behind each kind of blocker: the view names the blocker, and
+//! its hint, pasted, makes the slot ready.
+
+use harness::{Blocker, BlockerRow, Blocking, Creator, Major, Setup, Status, statements};
+
+use crate::with_extension;
+
+const SLOT: &str = "cdc_slot";
+
+fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
+    let setup = match blocker {
+        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
+        Blocker::IdleInTransaction
+        | Blocker::Active
+        | Blocker::AbortedWithSavepoint
+        | Blocker::Prepared
+        | Blocker::AnotherDatabase
+        | Blocker::BackgroundWorker => Setup::new(major),
+    };
+    let cluster = with_extension(setup);
+    let blocking = blocker.start(&cluster);
+    let mut creation = creator.start(&cluster, SLOT);
+
+    let status = cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.state == "waiting_for_transactions"
+            && status.blocker_xids().contains(&blocking.xid.as_str())
+    });
+    check_creator(creator, &status);
+    let row = status
+        .blockers
+        .iter()
+        .find(|row| row.xid == blocking.xid)
+        .expect("waited for");
+    check_blocker(blocker, &blocking, row);
+
+    let detail = status.detail();
+    match blocking.pid {
+        Some(pid) => assert!(detail.contains(&pid.to_string()), "detail: {detail}"),
+        // quoted or not
+        None => assert!(detail.contains("s prepared'"), "detail: {detail}"),
+    }
+    if blocker.state() == Some("idle in transaction") {
+        assert!(detail.contains("idle in transaction"), "detail: {detail}");
+    }
+
+    check_remedy(&blocking, &status);
+    cluster.paste("postgres", status.hint());
+    let status = cluster.wait_for_state(SLOT, "ready");
+    assert!(status.blockers.is_empty(), "{status:#?}");
+    assert_eq!(status.creation_started, None);
+    assert_eq!(status.hint, None);
+    creation.finish().expect("the client has its slot");
+}
+
+/// The hint's first statement ends the blocker.
+fn check_remedy(blocking: &Blocking, status: &Status) {
+    let hint = status.hint();
+    let statement = statements(hint)
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| panic!("no statement to paste in the hint: {hint}"));
+    match blocking.pid {
+        Some(pid) => {
+            let cancel = format!("SELECT pg_cancel_backend({pid});");
+            let terminate = format!("SELECT pg_terminate_backend({pid});");
+            assert!([cancel, terminate].contains(&statement), "hint: {hint}");
+        }
+        None => assert_eq!(statement, "ROLLBACK PREPARED 'it''s prepared';"),
+    }
+}
+
+fn check_creator(creator: Creator, status: &Status) {
+    assert_eq!(status.plugin, "pgoutput");
+    assert_eq!(status.database, "postgres");
+    assert_eq!(
+        status.creator_type.as_deref(),
+        Some(creator.backend_type()),
+        "{status:#?}"
+    );
+    let application = match creator {
+        Creator::Walsender
+        | Creator::TemporaryWalsender
+        | Creator::SqlFunction
+        | Creator::TemporarySqlFunction => Some("cdc"),
+        Creator::Subscription => Some(SLOT),
+        Creator::PgRecvlogical | Creator::BackgroundWorker | Creator::SameClusterSubscription => {
+            None
+        }
+    };
+    if application.is_some() {
+        assert_eq!(
+            status.creator_application.as_deref(),
+            application,
+            "{status:#?}"
+        );
+    }
+    assert!(status.creator_pid.is_some(), "{status:#?}");
+    assert!(status.creation_started.is_some(), "{status:#?}");
+    assert!(status.state_since.is_some(), "{status:#?}");
+    assert!(status.retained_wal.is_some(), "{status:#?}");
+    assert_eq!(status.wal_status.as_deref(), Some("reserved"));
+}
+
+fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
+    assert_eq!(row.pid, blocking.pid);
+    assert_eq!(row.gid, blocking.gid);
+    assert_eq!(row.database.as_deref(), Some(blocking.database), "{row:#?}");
+    assert!(row.xact_start.is_some(), "{row:#?}");
+    if let Some(state) = blocker.state() {
+        assert_eq!(row.state.as_deref(), Some(state));
+    }
+    let query = row.query.as_deref();
+    match blocker {
+        Blocker::IdleInTransaction | Blocker::AnotherDatabase => {
+            check_session(row);
+            assert_eq!(query, Some("SELECT pg_current_xact_id()::xid"));
+        }
+        Blocker::Active => {
+            check_session(row);
+            assert_eq!(query, Some("SELECT pg_sleep(3600)"));
+        }
+        Blocker::AbortedWithSavepoint => {
+            check_session(row);
+            assert_eq!(query, Some("SELECT 1/0"));
+        }
+        Blocker::Prepared => {
+            // all that is known of one: its owner, its database, its time
+            assert_eq!(row.usename.as_deref(), Some("postgres"));
+            assert_eq!(row.client_addr, None);
+        }
+        Blocker::Autovacuum => {
+            assert_eq!(query, Some("autovacuum: ANALYZE public.parent"));
+            assert_eq!(row.client_addr, None);
+        }
+        Blocker::BackgroundWorker => {
+            assert_eq!(query, Some("SELECT pg_current_xact_id(), pg_sleep(3600)"));
+            assert_eq!(row.client_addr, None);
+        }
+    }
+    assert_eq!(row.is_creator_peer, Some(false), "{row:#?}");
+}
+
+fn check_session(row: &BlockerRow) {
+    assert_eq!(row.usename.as_deref(), Some("postgres"));
+    assert_eq!(row.application_name.as_deref(), Some(Blocker::APPLICATION));
+    assert_eq!(row.client_addr.as_deref(), Some("127.0.0.1"));
+}
+
+/// Tests `<blocker>::<creator>::pg16`.
+macro_rules! behind_each_blocker {
+    ($($blocker:ident = $kind:ident),+ $(,)?) => {
+        $(
+            mod $blocker {
+                super::by_each_creator!(
+                    $kind:
+                    walsender = Walsender,
+                    temporary_walsender = TemporaryWalsender,
+                    pg_recvlogical = PgRecvlogical,
+                    sql_function = SqlFunction,
+                    temporary_sql_function = TemporarySqlFunction,
+                    subscription = Subscription,
+                    background_worker = BackgroundWorker,
+                );
+            }
+        )+
+    };
+}
+
+macro_rules! by_each_creator {
+    ($blocker:ident: $($creator:ident = $kind:ident),+ $(,)?) => {
+        $(
+            fn $creator(major: harness::Major) {
+                super::named_and_ended(
+                    harness::Creator::$kind,
+                    harness::Blocker::$blocker,
+                    major,
+                );
+            }
+        )+
+        on_every_major!($($creator),+);
+    };
+}
+use by_each_creator;
+
+behind_each_blocker!(
+    idle_in_transaction = IdleInTransaction,
+    active_session = Active,
+    aborted_with_savepoint = AbortedWithSavepoint,
+    prepared_transaction = Prepared,
+    autovacuum = Autovacuum,
+    another_database = AnotherDatabase,
+    background_worker = BackgroundWorker,
+);

@@ -1,0 +1,68 @@
+//! What a user sees of the extension, on real servers: one module a situation.
+//!
+//! A scenario is a function of the Postgres major. `on_every_major!` makes
+//! tests of it: `several_blockers::oldest_first::pg16`.
+
+/// Makes tests `pg15`, `pg16` … of each scenario named.
+macro_rules! on_every_major {
+    ($($scenario:ident),+ $(,)?) => {
+        $(
+            mod $scenario {
+                use harness::Major;
+
+                #[test]
+                fn pg15() {
+                    super::$scenario(Major::V15);
+                }
+
+                #[test]
+                fn pg16() {
+                    super::$scenario(Major::V16);
+                }
+
+                #[test]
+                fn pg18() {
+                    super::$scenario(Major::V18);
+                }
+            }
+        )+
+    };
+}
+
+mod blockers;
+mod contract;
+mod encodings;
+mod end_of_creation;
+mod extension;
+mod failures;
+mod hints;
+mod hostile_database;
+mod idle;
+mod log_lines;
+mod many_slots;
+mod privileges;
+mod record;
+mod same_cluster_subscription;
+mod settings;
+mod several_blockers;
+mod slots;
+mod standby;
+mod worker;
+
+use harness::{Cluster, Major, Setup};
+
+/// A primary with the extension preloaded and created in database postgres.
+fn primary(major: Major) -> Cluster {
+    with_extension(Setup::new(major))
+}
+
+fn with_extension(setup: Setup) -> Cluster {
+    let cluster = setup.start();
+    cluster.create_extension();
+    cluster
+}
+
+/// The WAL writer flushes what nobody else does, at the latest after
+/// `wal_writer_delay`. With this line it does not, for as long as a scenario
+/// takes: a creator whose blocker rolled back gets on by our record alone.
+const NO_WAL_WRITER: &str = "wal_writer_delay = 10s";

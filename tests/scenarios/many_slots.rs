@@ -1,0 +1,41 @@
+//! More slots at once than anybody should have.
+
+use harness::{Blocker, Creator, Setup};
+
+use crate::{Major, with_extension};
+
+on_every_major!(two_hundred);
+
+fn two_hundred(major: Major) {
+    const SLOTS: usize = 200;
+    let cluster = with_extension(
+        Setup::new(major)
+            .conf("max_connections = 250")
+            .conf("max_replication_slots = 210"),
+    );
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creations: Vec<_> = (0..SLOTS)
+        .map(|n| Creator::SqlFunction.start(&cluster, &format!("slot_{n}")))
+        .collect();
+    cluster.wait_until_sql(
+        "all slots to wait",
+        "count(*) = 200 FROM pg_stat_activity WHERE wait_event = 'transactionid'",
+    );
+    // What does not fit into the ledger is still a row, of a slot that starts.
+    cluster.wait_until_sql(
+        "a row for each slot",
+        "count(*) = 200 AND bool_and(state IN ('waiting_for_transactions', 'starting')) \
+         AND bool_or(state = 'waiting_for_transactions') FROM slot_self_heal_status",
+    );
+    blocking.rollback();
+    for creation in &mut creations {
+        creation.finish().unwrap();
+    }
+    cluster.wait_until_sql(
+        "all slots to be ready",
+        "count(*) = 200 FROM slot_self_heal_status WHERE state = 'ready'",
+    );
+    let worker = cluster.worker();
+    assert!(worker.pid.is_some());
+    assert_eq!(worker.last_error, None);
+}

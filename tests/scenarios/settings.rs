@@ -1,0 +1,120 @@
+//! Settings: reloaded, refused, and what `enabled = off` means.
+
+use harness::{Blocker, Creator, for_a_while};
+
+use crate::{Major, primary};
+
+const SLOT: &str = "cdc_slot";
+
+on_every_major!(
+    disabled,
+    scan_interval_reloaded,
+    malformed_values_are_refused,
+    unknown_names_are_refused,
+    not_for_sessions,
+);
+
+fn disabled(major: Major) {
+    let cluster = primary(major);
+    Creator::SqlFunction
+        .start(&cluster, "ready_slot")
+        .finish()
+        .unwrap();
+    cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
+    cluster.set("slot_self_heal.enabled", "off");
+    cluster.wait_until_sql(
+        "the reload",
+        "current_setting('slot_self_heal.enabled') = 'off'",
+    );
+    for_a_while();
+    let scans = cluster.worker().scans;
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+
+    let status = cluster.wait_for_state(SLOT, "starting");
+    assert!(
+        status.detail().contains("slot_self_heal.enabled"),
+        "{status:#?}"
+    );
+    assert!(status.blockers.is_empty());
+    assert_eq!(cluster.status("ready_slot").unwrap().state, "ready");
+    for_a_while();
+    assert_eq!(cluster.status(SLOT).unwrap().state, "starting");
+    assert_eq!(cluster.worker().scans, scans, "it scans while disabled");
+
+    cluster.set("slot_self_heal.enabled", "on");
+    cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    blocking.commit();
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+}
+
+fn scan_interval_reloaded(major: Major) {
+    let cluster = primary(major);
+    cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
+    cluster.set("slot_self_heal.scan_interval", "'1h'");
+    cluster.wait_until_sql(
+        "the reload",
+        "current_setting('slot_self_heal.scan_interval') = '1h'",
+    );
+    for_a_while();
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_until_sql(
+        "the creator to wait",
+        "EXISTS (SELECT FROM pg_stat_activity \
+         WHERE backend_type = 'walsender' AND wait_event = 'transactionid')",
+    );
+    for_a_while();
+    let status = cluster.status(SLOT).expect("the view itself sees it");
+    assert!(status.blockers.is_empty(), "scanned too soon: {status:#?}");
+
+    cluster.set("slot_self_heal.scan_interval", "'10ms'");
+    cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    blocking.commit();
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+}
+
+fn malformed_values_are_refused(major: Major) {
+    let cluster = primary(major);
+    let mut session = cluster.connect();
+    let mut refused = |name: &str, value: &str| {
+        let error = session.error(&format!(
+            "ALTER SYSTEM SET slot_self_heal.{name} = '{value}'"
+        ));
+        assert_eq!(error.code, "22023", "{name} = {value}: {error}");
+        error
+    };
+    for value in ["9ms", "2h", "-1"] {
+        let error = refused("scan_interval", value);
+        // 18 says the units, too: (10 ms .. 3600000 ms)
+        assert!(error.message.contains("(10 "), "{error}");
+        assert!(error.message.contains(".. 3600000"), "{error}");
+    }
+    refused("scan_interval", "soon");
+    refused("nudge_interval", "-1");
+    refused("nudge_interval", "10 parsecs");
+    refused("enabled", "perhaps");
+}
+
+fn unknown_names_are_refused(major: Major) {
+    let cluster = primary(major);
+    let error = cluster.connect().error("SET slot_self_heal.nonsense = 1");
+    assert_eq!(error.code, "42602", "{error}");
+    assert!(error.detail.contains("slot_self_heal"), "{error}");
+}
+
+/// They are the server's, whoever asks.
+fn not_for_sessions(major: Major) {
+    let cluster = primary(major);
+    let mut session = cluster.connect();
+    for setting in ["enabled = off", "scan_interval = '1s'", "database = 'x'"] {
+        let error = session.error(&format!("SET slot_self_heal.{setting}"));
+        assert_eq!(error.code, "55P02", "{error}");
+    }
+}
