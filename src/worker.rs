@@ -80,6 +80,7 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
     if let Some(pid) = process::my_pid() {
         ledger::worker_started(pid, server::now());
     }
+    process::show_activity(Activity::Idle);
     report::init_debug_log();
     if server::wal_level() < WalLevel::Logical {
         report::log(narrate::wal_level_too_low());
