@@ -51,14 +51,18 @@ pub unsafe fn handle_signal(signal: u32, handler: SignalHandler) {
     };
 }
 
-/// The wait event of an idle worker: `SlotSelfHealMain` from PostgreSQL 17 on, `Extension` before,
-/// which had no names for extensions.
+/// The wait event of an idle worker: `SlotSelfHealMain`, or `Extension` where extensions have no
+/// names for theirs (before PostgreSQL 17).
+#[cfg(any(feature = "pg15", feature = "pg16"))]
 pub fn wait_event() -> u32 {
-    #[cfg(any(feature = "pg17", feature = "pg18"))]
-    // SAFETY: copies the name; must run in a process with shared memory, as every worker is.
-    return unsafe { pg_sys::WaitEventExtensionNew(c"SlotSelfHealMain".as_ptr()) };
-    #[cfg(not(any(feature = "pg17", feature = "pg18")))]
     pg_sys::PG_WAIT_EXTENSION
+}
+
+/// The wait event of an idle worker: `SlotSelfHealMain`.
+#[cfg(not(any(feature = "pg15", feature = "pg16")))]
+pub fn wait_event() -> u32 {
+    // SAFETY: copies the name; must run in a process with shared memory, as every worker is.
+    unsafe { pg_sys::WaitEventExtensionNew(c"SlotSelfHealMain".as_ptr()) }
 }
 
 /// The size of the head of `BackgroundWorkerList`, in pointers: an `slist_head` before

@@ -3,13 +3,19 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt, process::Stdio};
 
-use harness::{Cluster, Creator, PATIENCE, Pid, Process, wait_for};
+use harness::{Cluster, Creator, PATIENCE, Pid, Process, Status, wait_for};
 
 use crate::{Major, primary};
 
 const SLOT: &str = "cdc_slot";
 
-on_every_major!(query_in_latin1, gid_in_latin1, names_in_latin1);
+on_every_major!(
+    query_in_latin1,
+    gid_in_latin1,
+    names_in_latin1,
+    worker_in_latin1,
+    view_in_euc_jp,
+);
 
 fn create_latin1_database(cluster: &Cluster) {
     cluster.run(
@@ -103,6 +109,54 @@ fn names_in_latin1(major: Major) {
     assert!(blocker.usename.as_deref().unwrap().starts_with("andr"));
     assert!(blocker.database.as_deref().unwrap().starts_with("caf"));
     psql.type_line("ROLLBACK;");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    assert_eq!(cluster.worker().last_error, None);
+}
+
+/// The other way round: the worker's own database is the odd one.
+fn worker_in_latin1(major: Major) {
+    let mut cluster = primary(major);
+    create_latin1_database(&cluster);
+    cluster.run("ALTER SYSTEM SET slot_self_heal.database = 'latin'");
+    cluster.restart();
+    cluster.wait_for_worker("its database", |worker| {
+        worker.database.as_deref() == Some("latin")
+    });
+    in_utf8(&cluster, |status| {
+        let query = status.blockers[0].query.as_deref().unwrap();
+        assert!(query.starts_with(QUERY_BEGINS), "{query}");
+    });
+}
+
+/// A database whose encoding cannot say what the blocker's can.
+fn view_in_euc_jp(major: Major) {
+    let cluster = primary(major);
+    cluster.run(
+        "CREATE DATABASE japan ENCODING 'EUC_JP' TEMPLATE template0 \
+         LC_COLLATE 'C' LC_CTYPE 'C'",
+    );
+    let mut japan = cluster.login().database("japan").connect();
+    japan.run("CREATE EXTENSION slot_self_heal");
+    in_utf8(&cluster, |_| {
+        let row = japan.value("SELECT to_jsonb(s) FROM slot_self_heal_status s");
+        assert!(row.contains(QUERY_BEGINS), "{row}");
+    });
+}
+
+const QUERY_BEGINS: &str = "SELECT pg_current_xact_id() /* ";
+
+/// A blocker whose query is of characters that few encodings have.
+fn in_utf8(cluster: &Cluster, look: impl FnOnce(&Status)) {
+    let mut session = cluster.connect();
+    session.run("BEGIN");
+    session.run(&format!("{QUERY_BEGINS}naïve €5 \u{1F418} */"));
+    let mut creation = Creator::Walsender.start(cluster, SLOT);
+    let status = cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.has_blocker(session.pid())
+    });
+    look(&status);
+    session.run("ROLLBACK");
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
     assert_eq!(cluster.worker().last_error, None);

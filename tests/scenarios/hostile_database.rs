@@ -8,7 +8,11 @@ use crate::{Major, NO_WAL_WRITER, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
-on_every_major!(shadowed_names_are_not_used);
+on_every_major!(
+    shadowed_names_are_not_used,
+    settings_of_its_owner,
+    role_of_its_owner,
+);
 
 /// Says so in the log, where the prefix tells who fell into it.
 const TRAP: &str = "
@@ -146,4 +150,83 @@ fn shadow_operators(mallory: &mut Session) {
             ));
         }
     }
+}
+
+/// A database's owner need be nobody, and sets defaults for all who connect
+/// to it: the worker, too.
+fn settings_of_its_owner(major: Major) {
+    let mut settings = vec![
+        "statement_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "default_transaction_isolation = 'serializable'",
+        "default_transaction_read_only = on",
+        "default_transaction_deferrable = on",
+        "bytea_output = 'escape'",
+        "datestyle = 'German'",
+        "intervalstyle = 'sql_standard'",
+        "timezone = 'Asia/Kathmandu'",
+        "enable_hashjoin = off",
+        "work_mem = '64kB'",
+        "client_encoding = 'LATIN1'",
+        "quote_all_identifiers = on",
+        "standard_conforming_strings = off",
+        "array_nulls = off",
+        "transform_null_equals = on",
+        "default_tablespace = 'nowhere'",
+        "xmloption = 'document'",
+        "plan_cache_mode = 'force_custom_plan'",
+    ];
+    settings.push(match major {
+        Major::V15 => "force_parallel_mode = on",
+        Major::V16 | Major::V18 => "debug_parallel_query = on",
+    });
+    if major >= Major::V18 {
+        settings.push("transaction_timeout = '1ms'");
+    }
+    heals_with(major, &settings);
+}
+
+/// `role` is such a default, too: the worker, as the owner, would see nothing
+/// of other roles' sessions.
+fn role_of_its_owner(major: Major) {
+    heals_with(major, &["role = 'mallory'"]);
+}
+
+/// With these defaults of its database the worker does all that it should.
+fn heals_with(major: Major, settings: &[&str]) {
+    let mut cluster = with_extension(Setup::new(major).conf(NO_WAL_WRITER));
+    cluster.run("CREATE ROLE mallory LOGIN");
+    cluster.run("CREATE DATABASE heal OWNER mallory");
+    let mut mallory = cluster.login().role("mallory").connect();
+    for setting in settings {
+        mallory.run(&format!("ALTER DATABASE heal SET {setting}"));
+    }
+    cluster.run("ALTER SYSTEM SET slot_self_heal.database = 'heal'");
+    cluster.restart();
+
+    let pid = cluster
+        .wait_for_worker("its database", |worker| {
+            worker.database.as_deref() == Some("heal")
+        })
+        .pid;
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    let status = cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    assert_eq!(
+        status.blockers[0].application_name.as_deref(),
+        Some(Blocker::APPLICATION)
+    );
+    let scans = cluster.worker().scans.unwrap();
+    cluster.wait_for_worker("fifty more scans", |worker| {
+        worker.scans.unwrap() >= scans + 50
+    });
+    blocking.rollback();
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    let worker = cluster.wait_for_worker("a healed slot", |worker| worker.healed == Some(1));
+    assert_eq!(worker.pid, pid, "the worker was restarted");
+    assert_eq!(worker.last_error, None);
 }

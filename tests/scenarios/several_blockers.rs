@@ -12,6 +12,7 @@ on_every_major!(
     later_transactions_do_not_block,
     transactions_that_only_read_do_not_block,
     long_query_is_cut,
+    a_hundred,
 );
 
 fn oldest_first(major: Major) {
@@ -135,6 +136,31 @@ fn long_query_is_cut(major: Major) {
     assert!(query.len() <= 1024, "{} bytes", query.len());
 
     session.run("COMMIT");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    assert_eq!(cluster.worker().last_error, None);
+}
+
+/// More than anybody reads: what is not listed is counted.
+fn a_hundred(major: Major) {
+    let setup = harness::Setup::new(major).conf("max_connections = 150");
+    let cluster = crate::with_extension(setup);
+    let blocking: Vec<_> = (0..100)
+        .map(|_| Blocker::IdleInTransaction.start(&cluster))
+        .collect();
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    let status = cluster.wait_for_status(SLOT, "a hundred blockers", |status| {
+        status.detail().contains("100 transactions")
+    });
+    assert_eq!(status.state, "waiting_for_transactions");
+    let oldest_first = blocking.iter().map(|blocking| blocking.xid.as_str());
+    let listed = status.blocker_xids();
+    assert!(!listed.is_empty());
+    assert!(
+        oldest_first.take(listed.len()).eq(listed.iter().copied()),
+        "{listed:?}"
+    );
+    drop(blocking);
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
     assert_eq!(cluster.worker().last_error, None);
