@@ -3,8 +3,8 @@
 -- Run by the worker, which connects as the bootstrap superuser with search_path
 -- pinned to pg_catalog, and by slot_self_heal_get_status(), whose search_path is
 -- pinned in the same way. Points in time are microseconds since 2000-01-01 UTC.
--- invalidation_reason exists from PostgreSQL 17 on, so it is read from the row
--- as JSON.
+-- invalidation_reason and synced exist from PostgreSQL 17 on, so they are read
+-- from the row as JSON.
 SELECT s.slot_name,
        s.database,
        s.plugin,
@@ -18,6 +18,7 @@ SELECT s.slot_name,
        END AS retained_wal,
        s.wal_status,
        s.safe_wal_size,
+       COALESCE(pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'synced', 'false') AS synced,
        s.active_pid AS creator_pid,
        a.backend_type AS creator_type,
        a.application_name AS creator_application,
@@ -25,6 +26,7 @@ SELECT s.slot_name,
        (pg_catalog.date_part('epoch', a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
            OPERATOR(pg_catalog.-) 946684800000000 AS creator_start,
        a.state AS creator_state,
+       (a.backend_xid IS NOT NULL)::pg_catalog.text AS creator_has_xid,
        a.wait_event_type AS creator_wait_event_type,
        a.wait_event AS creator_wait_event
   FROM pg_catalog.pg_replication_slots AS s

@@ -215,14 +215,14 @@ pub fn worker_started(pid: Pid, now: Timestamp) {
 }
 
 /// Whether it ended before it was connected.
-pub fn worker_ended(now: Timestamp) -> bool {
+pub fn worker_ended() -> bool {
     let mut worker = WORKER.exclusive();
     worker.pid = 0;
-    let failed = std::mem::take(&mut worker.connecting);
-    if failed {
-        worker.connect_failed_at = now.get();
-    }
-    failed
+    std::mem::take(&mut worker.connecting)
+}
+
+pub fn connect_failed(now: Timestamp) {
+    WORKER.exclusive().connect_failed_at = now.get();
 }
 
 /// When the last worker failed to connect, if it did.

@@ -5,9 +5,9 @@ use std::time::Duration;
 use pgrx::prelude::*;
 
 use crate::core::advice;
-use crate::core::episode::{Episode, Outcome, Telling, Watch};
+use crate::core::episode::{Episode, Finished, Outcome, Telling, Watch};
 use crate::core::observation::{Observation, SlotName};
-use crate::core::time::{Timestamp, in_words};
+use crate::core::time::in_words;
 use crate::core::xid::Lsn;
 use crate::server::report::Notice;
 
@@ -46,10 +46,11 @@ pub fn waits(
 }
 
 /// A creation has ended.
-pub fn ended(outcome: Outcome, episode: &Episode, now: Timestamp) -> Notice {
-    let took = in_words(now.since(episode.started));
+pub fn ended(finished: &Finished) -> Notice {
+    let episode = &finished.episode;
+    let took = in_words(finished.ended.since(episode.started));
     let slot = &episode.slot;
-    let (code, message) = match outcome {
+    let (code, message) = match finished.outcome {
         Outcome::Ready => (
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
             format!("logical replication slot \"{slot}\" is ready after {took}"),

@@ -3,6 +3,7 @@
 use pgrx::JsonB;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
+use serde_json::Value;
 
 use crate::core::episode::Watch;
 use crate::core::observation::Role;
@@ -95,9 +96,11 @@ fn slot_self_heal_get_status() -> TableIterator<
             status.state_since.and_then(timestamptz),
             status.creation_started.and_then(timestamptz),
             creator.as_ref().map(|creator| creator.pid.get()),
-            creator.as_ref().map(|creator| creator.backend_type.clone()),
+            creator
+                .as_ref()
+                .map(|creator| shown(creator.backend_type.clone())),
             creator.map(|creator| shown(creator.application_name)),
-            JsonB(status.blockers),
+            JsonB(shown_json(status.blockers)),
             i32::try_from(status.nudges).unwrap_or(i32::MAX),
             status.last_nudge.and_then(|nudge| timestamptz(nudge.at)),
             status.last_nudge.map(|nudge| nudge.lsn.get().cast_signed()),
@@ -231,5 +234,17 @@ fn shown(text: String) -> String {
         text
     } else {
         text.replace(|character: char| !character.is_ascii(), "?")
+    }
+}
+
+fn shown_json(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(shown(text)),
+        Value::Array(values) => values.into_iter().map(shown_json).collect(),
+        Value::Object(fields) => fields
+            .into_iter()
+            .map(|(name, value)| (name, shown_json(value)))
+            .collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value,
     }
 }

@@ -16,7 +16,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::core::decision::{Action, decide};
-use crate::core::episode::{Change, Finished, Nudge, Outcome, Watch};
+use crate::core::episode::{Change, Nudge, Outcome, Watch};
 use crate::core::observation::{Observation, SlotName};
 use crate::ledger::{self, Trouble};
 use crate::server::gate::{self, Gate};
@@ -42,7 +42,13 @@ static REGISTERED: AtomicBool = AtomicBool::new(false);
 
 /// Registers the worker with the postmaster, which starts it as soon as the server is consistent,
 /// on a standby too, and again a second after it ended.
+///
+/// Not for pg_upgrade, which drops and restores the very database that the worker would sit in, nor
+/// in single-user mode, which has no postmaster.
 pub fn init() {
+    if !server::runs_workers() {
+        return;
+    }
     let before = server::registered_workers();
     BackgroundWorkerBuilder::new("slot_self_heal")
         .set_type("slot_self_heal")
@@ -99,8 +105,10 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
 /// within a second. Sleeps until another try makes sense.
 fn wait_to_reconnect(wait_event: u32) {
     while let Some(failed_at) = ledger::connect_failed_at() {
-        let left = RECONNECT.saturating_sub(server::now().since(failed_at));
-        if left.is_zero() {
+        let now = server::now();
+        let left = RECONNECT.saturating_sub(now.since(failed_at));
+        // A clock that was set back must not make it longer.
+        if left.is_zero() || now < failed_at {
             return;
         }
         process::sleep(left, wait_event);
@@ -111,9 +119,11 @@ fn wait_to_reconnect(wait_event: u32) {
 /// what to do about it.
 #[pg_guard]
 extern "C-unwind" fn on_exit(_code: c_int, _arg: pg_sys::Datum) {
-    let now = server::now();
-    let again = ledger::connect_failed_at().is_some();
-    if ledger::worker_ended(now) {
+    let was_connecting = ledger::worker_ended();
+    if was_connecting && !process::was_told_to_end() {
+        let now = server::now();
+        let again = ledger::connect_failed_at().is_some();
+        ledger::connect_failed(now);
         let notice = narrate::cannot_connect(&settings::database().to_string_lossy(), RECONNECT);
         ledger::note_trouble(&Trouble {
             message: notice.message.clone(),
@@ -128,6 +138,8 @@ extern "C-unwind" fn on_exit(_code: c_int, _arg: pg_sys::Datum) {
 
 struct Worker {
     scanner: Scanner,
+    /// What `pg_stat_activity` shows.
+    scanning: bool,
     watch: Watch,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
     false_alarm: Option<(u64, Instant)>,
@@ -140,6 +152,7 @@ impl Worker {
     fn resume() -> Self {
         Self {
             scanner: Scanner::default(),
+            scanning: false,
             watch: ledger::watch(),
             false_alarm: None,
             trouble: None,
@@ -149,7 +162,12 @@ impl Worker {
     /// One tick. Returns how long to sleep before the next.
     fn tick_or_report(&mut self) -> Duration {
         let begun = Instant::now();
-        match catch(|| self.tick()).flatten() {
+        let outcome = catch(|| self.tick()).flatten();
+        if std::mem::take(&mut self.scanning) {
+            process::show_activity(Activity::Idle);
+            process::report_statistics();
+        }
+        match outcome {
             Ok(()) => {
                 if self.trouble.take().is_some() {
                     report::log(narrate::trouble_is_over());
@@ -173,6 +191,7 @@ impl Worker {
             return Ok(());
         }
 
+        self.scanning = true;
         process::show_activity(Activity::Scanning);
         let observation = self.scanner.observe()?;
         ledger::worker_scanned(observation.at);
@@ -185,8 +204,6 @@ impl Worker {
             .map_or(Ok(()), |action| self.act(action, &observation));
         ledger::publish(&self.watch);
         self.tell(changes, &observation);
-        process::show_activity(Activity::Idle);
-        process::report_statistics();
         acted
     }
 
@@ -238,18 +255,14 @@ impl Worker {
                         report::log(narrate::waits(telling, episode, &self.watch, observation));
                     }
                 }
-                Change::Ended(outcome, episode) => {
-                    if outcome == Outcome::Ready && episode.nudges > 0 {
+                Change::Ended(finished) => {
+                    if finished.outcome == Outcome::Ready && finished.episode.nudges > 0 {
                         ledger::count(|counters| counters.healed += 1);
                     }
-                    if episode.was_told() {
-                        report::log(narrate::ended(outcome, &episode, observation.at));
+                    if finished.episode.was_told() {
+                        report::log(narrate::ended(&finished));
                     }
-                    ledger::remember(Finished {
-                        ended: observation.at,
-                        outcome,
-                        episode: *episode,
-                    });
+                    ledger::remember(*finished);
                 }
             }
         }

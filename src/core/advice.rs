@@ -29,7 +29,8 @@ pub fn on_slot(slot: &Slot) -> Advice {
                 Some(reason) => format!("Postgres invalidated the slot: {reason}."),
                 None => "Postgres invalidated the slot: what it needs is gone.".into(),
             }),
-            hint: Some(drop_slot(&slot.name, None)),
+            // A standby's copy can't be dropped there; the slot sync worker does it.
+            hint: (!slot.synced).then(|| drop_slot(&slot.name, None)),
         },
     }
 }
@@ -175,13 +176,21 @@ fn remedy(episode: &Episode, blocker: &Transaction, now: Timestamp) -> String {
             format!("SELECT pg_cancel_backend({pid}); -- autovacuum, which starts again later")
         }
         Holder::Prepared { gid } => {
-            let gid = quote_literal(gid);
-            let database = blocker.database.as_deref().unwrap_or_default();
-            format!(
-                "ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED; in database {}, as its owner or \
-                 a superuser",
-                on_one_line(database)
-            )
+            let database = on_one_line(blocker.database.as_deref().unwrap_or_default());
+            if gid.is_ascii() {
+                let gid = quote_literal(gid);
+                format!(
+                    "ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED; in database {database}, as \
+                     its owner or a superuser"
+                )
+            } else {
+                // It is in its own database's encoding, and may not have survived ours.
+                format!(
+                    "SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE \
+                     transaction = '{}'; -- and run what it says, in database {database}",
+                    blocker.xid
+                )
+            }
         }
     }
 }
@@ -251,6 +260,15 @@ mod tests {
                 .starts_with("ROLLBACK PREPARED 'it''s'; -- or COMMIT PREPARED; in database app")
         );
         assert!(lines[1].starts_with("SELECT pg_cancel_backend(9); -- autovacuum"));
+    }
+
+    #[test]
+    fn a_gid_that_may_be_garbled_is_looked_up() {
+        let (_, hint) = advice(vec![prepared(700, "caf\u{fffd}")]);
+        assert!(
+            hint.contains("FROM pg_prepared_xacts WHERE transaction = '700';"),
+            "{hint}"
+        );
     }
 
     #[test]

@@ -13,9 +13,11 @@ use super::schedule::{Running, Schedule, Waiting};
 use super::time::Timestamp;
 use super::xid::{Lsn, Xid};
 
-/// The least time between two log lines about one creation's blockers: on a busy server they end
-/// one by one, many a second.
+/// The least time between two log lines about one creation's blockers. On a busy server they end
+/// one by one, many a second, and a creation can wait for days: each line doubles the time until
+/// the next, up to [`RETELL_SELDOM`].
 const RETELL: Duration = Duration::from_secs(1);
+const RETELL_SELDOM: Duration = Duration::from_secs(300);
 
 /// A creation that goes on, and what is remembered of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -63,6 +65,8 @@ pub struct Waited {
 struct Told {
     at: Timestamp,
     blockers: Vec<Xid>,
+    /// Until they may be told of again.
+    pause: Duration,
 }
 
 /// What is worth saying about a creation.
@@ -71,7 +75,7 @@ pub enum Change {
     /// It waits, or waits for others than it was last said.
     Waits(Telling, SlotName),
     /// It is over; what was known of it last.
-    Ended(Outcome, Box<Episode>),
+    Ended(Box<Finished>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +142,14 @@ impl Episode {
         self.last_seen = now;
     }
 
-    fn end(mut self, outcome: Outcome, now: Timestamp) -> Change {
+    fn end(mut self, outcome: Outcome, restart_lsn: Option<Lsn>, now: Timestamp) -> Change {
         self.pass(now);
-        Change::Ended(outcome, Box::new(self))
+        Change::Ended(Box::new(Finished {
+            ended: now,
+            outcome,
+            restart_lsn,
+            episode: self,
+        }))
     }
 
     fn observe(&mut self, slot: &Slot, creator: &Creator, observation: &Observation) {
@@ -183,15 +192,16 @@ impl Episode {
         if self.state != State::WaitingForTransactions {
             return None;
         }
-        let telling = match &self.told {
-            None => Telling::First,
+        let (telling, pause) = match &self.told {
+            None => (Telling::First, RETELL),
             Some(told) if told.blockers == self.blockers => return None,
-            Some(told) if self.last_seen.since(told.at) < RETELL => return None,
-            Some(_) => Telling::Again,
+            Some(told) if self.last_seen.since(told.at) < told.pause => return None,
+            Some(told) => (Telling::Again, (told.pause * 2).min(RETELL_SELDOM)),
         };
         self.told = Some(Told {
             at: self.last_seen,
             blockers: self.blockers.clone(),
+            pause,
         });
         Some(telling)
     }
@@ -226,6 +236,8 @@ pub struct Watch {
 pub struct Finished {
     pub ended: Timestamp,
     pub outcome: Outcome,
+    /// Tells its slot from a later one of the same name, as long as the slot was not used.
+    pub restart_lsn: Option<Lsn>,
     pub episode: Episode,
 }
 
@@ -241,7 +253,7 @@ impl Watch {
                     let mut episode = match remembered {
                         Some(episode) if episode.is_creation_of(slot, creator) => episode,
                         Some(other) => {
-                            changes.push(other.end(Outcome::Gone, observation.at));
+                            changes.push(other.end(Outcome::Gone, None, observation.at));
                             Episode::begin(slot, creator, observation)
                         }
                         None => Episode::begin(slot, creator, observation),
@@ -253,16 +265,16 @@ impl Watch {
                     self.episodes.insert(slot.name.clone(), episode);
                 }
                 (Progress::Usable, Some(episode)) => {
-                    changes.push(episode.end(Outcome::Ready, observation.at));
+                    changes.push(episode.end(Outcome::Ready, slot.restart_lsn, observation.at));
                 }
                 (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
-                    changes.push(episode.end(Outcome::Gone, observation.at));
+                    changes.push(episode.end(Outcome::Gone, None, observation.at));
                 }
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
             }
         }
         let vanished = before.into_values();
-        changes.extend(vanished.map(|episode| episode.end(Outcome::Gone, observation.at)));
+        changes.extend(vanished.map(|episode| episode.end(Outcome::Gone, None, observation.at)));
         self.blockers = self.blockers_among(&observation.transactions);
         changes
     }
@@ -290,9 +302,13 @@ impl Watch {
     ) -> Vec<SlotName> {
         let mut first = Vec::new();
         for (name, episode) in &mut self.episodes {
-            episode
-                .schedule
-                .recorded(running(observation), observation.at);
+            // One that waits for a transaction reads nothing before that has ended, and then a
+            // record of its own.
+            if episode.wait != CreatorWait::Transaction {
+                episode
+                    .schedule
+                    .recorded(running(observation), observation.at);
+            }
             if slots.contains(name) {
                 if episode.nudges == 0 {
                     first.push(name.clone());
@@ -391,9 +407,11 @@ mod tests {
         assert!(episode(&watch).wants_record(&freed(5000), INTERVAL));
 
         let last = watch.update(&usable(5020));
-        let [Change::Ended(Outcome::Ready, episode)] = last.as_slice() else {
+        let [Change::Ended(finished)] = last.as_slice() else {
             panic!("{last:?}");
         };
+        assert_eq!(finished.outcome, Outcome::Ready);
+        let episode = &finished.episode;
         assert_eq!(episode.waited.for_transactions, Duration::from_secs(5));
         assert_eq!(episode.waited.for_record, Duration::from_millis(20));
         assert!(watch.episodes.is_empty() && watch.blockers.is_empty());
@@ -470,7 +488,7 @@ mod tests {
             let changes =
                 watching(vec![session(700, 1)]).update(&observation(20, after, Vec::new()));
             assert!(
-                matches!(changes.as_slice(), [Change::Ended(Outcome::Gone, _)]),
+                matches!(changes.as_slice(), [Change::Ended(f)] if f.outcome == Outcome::Gone),
                 "{changes:?}"
             );
         }
@@ -487,16 +505,11 @@ mod tests {
             change(&mut creator);
             let slots = vec![slot("x", Progress::Building(Box::new(creator)))];
             let changes = watch.update(&observation(20, slots, vec![session(700, 1)]));
-            assert!(
-                matches!(
-                    changes.as_slice(),
-                    [
-                        Change::Ended(Outcome::Gone, _),
-                        Change::Waits(Telling::First, _)
-                    ]
-                ),
-                "{changes:?}"
-            );
+            let [Change::Ended(ended), Change::Waits(Telling::First, _)] = changes.as_slice()
+            else {
+                panic!("{changes:?}");
+            };
+            assert_eq!(ended.outcome, Outcome::Gone);
             assert_eq!(episode(&watch).started, at(20));
         }
     }

@@ -41,6 +41,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         retained_wal: Some(56),
         wal_status: Some("reserved".into()),
         safe_wal_size: None,
+        synced: false,
     }
 }
 

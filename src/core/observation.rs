@@ -112,6 +112,8 @@ pub struct Slot {
     /// Bytes of WAL held back; `None` before WAL was reserved and once it is lost.
     pub retained_wal: Option<i64>,
     pub wal_status: Option<String>,
+    /// A standby's copy of its primary's slot (17 and later).
+    pub synced: bool,
     /// Bytes that may still be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
 }
@@ -158,10 +160,10 @@ pub enum CreatorWait {
     Transaction,
     /// A walsender for WAL that is not there yet (`WalSndWaitForWal`).
     Wal,
-    /// A walsender for something else or for nothing: it reads WAL, or writes the slot to disk.
+    /// For something else, or, a walsender, for nothing: it reads WAL, or writes the slot to disk.
     Working,
-    /// Any other process: `read_local_xlog_page` waits for WAL by polling, so that it looks the
-    /// same whether it waits or works.
+    /// Another process, without a wait event: `read_local_xlog_page` waits for WAL by polling, so
+    /// that it looks the same whether it waits or works.
     Unknown,
 }
 
@@ -172,7 +174,12 @@ impl CreatorWait {
         if wait_event_type == "Lock" && wait_event == "transactionid" {
             Self::Transaction
         } else if backend_type != "walsender" {
-            Self::Unknown
+            // It reads WAL, or writes the slot to disk; for WAL it waits without a wait event.
+            if wait_event.is_empty() {
+                Self::Unknown
+            } else {
+                Self::Working
+            }
         } else if wait_event.eq_ignore_ascii_case("WalSenderWaitForWal") {
             Self::Wal
         } else {
@@ -296,6 +303,7 @@ impl<'a> Row<'a> {
             retained_wal: self.optional("retained_wal")?,
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
+            synced: self.required("synced")?,
             progress: self.progress()?,
         })
     }
@@ -307,15 +315,29 @@ impl<'a> Row<'a> {
         if self.required("usable")? {
             return Ok(Progress::Usable);
         }
-        // A session that is idle has given up the creation, although it may still hold the slot:
-        // a temporary slot whose creation failed under a savepoint stays with its session.
-        let state = self.text("creator_state")?;
         match self.pid("creator_pid")? {
-            Some(pid) if !state.starts_with("idle") => {
+            Some(pid) if !self.holder_does_something_else()? => {
                 Ok(Progress::Building(Box::new(self.creator(pid)?)))
             }
             holder => Ok(Progress::LeftBehind(holder)),
         }
+    }
+
+    /// A slot whose creation failed under a savepoint stays with its session. That is no longer
+    /// creating it when it is idle, or has an xid, with which no creation begins
+    /// (`CreateInitDecodingContext`, `logical.c`). What a background worker says of its state is
+    /// its own affair.
+    fn holder_does_something_else(&mut self) -> Result<bool, UnreadableRow> {
+        let state = self.text("creator_state")?;
+        let is_session = self
+            .peek("creator_type")
+            .is_some_and(|backend_type| matches!(backend_type, "client backend" | "walsender"));
+        Ok(self.required("creator_has_xid")? || is_session && state.starts_with("idle"))
+    }
+
+    fn peek(&self, column: &str) -> Option<&str> {
+        let index = self.columns.iter().position(|name| name == column)?;
+        self.values.get(index)?.as_deref()
     }
 
     fn creator(&mut self, pid: Pid) -> Result<Creator, UnreadableRow> {
@@ -382,12 +404,14 @@ mod tests {
         ("retained_wal", Some("56")),
         ("wal_status", Some("reserved")),
         ("safe_wal_size", None),
+        ("synced", Some("false")),
         ("creator_pid", Some("100")),
         ("creator_type", Some("walsender")),
         ("creator_application", Some("sub")),
         ("creator_client_addr", None),
         ("creator_start", Some("5")),
         ("creator_state", Some("active")),
+        ("creator_has_xid", Some("false")),
         ("creator_wait_event_type", Some("Client")),
         ("creator_wait_event", Some("WalSenderWaitForWAL")),
     ];
@@ -442,6 +466,13 @@ mod tests {
                 "{idle}"
             );
         }
+        let busy = progress(&[("creator_has_xid", Some("true"))]);
+        assert!(matches!(busy, Progress::LeftBehind(Some(Pid(100)))));
+        let worker = [
+            ("creator_type", Some("background worker")),
+            ("creator_state", Some("idle")),
+        ];
+        assert!(matches!(progress(&worker), Progress::Building(_)));
         // Background workers tell no state, and track_activities can be off.
         for state in [None, Some("disabled")] {
             assert!(matches!(
@@ -461,6 +492,8 @@ mod tests {
         assert_eq!(event("WalSenderWaitForWal"), CreatorWait::Wal);
         assert_eq!(wait("walsender", None, None), CreatorWait::Working);
         assert_eq!(wait("client backend", None, None), CreatorWait::Unknown);
+        let reads = wait("client backend", Some("IO"), Some("WALRead"));
+        assert_eq!(reads, CreatorWait::Working);
         for creator in ["walsender", "client backend", "background worker"] {
             let lock = wait(creator, Some("Lock"), Some("transactionid"));
             assert_eq!(lock, CreatorWait::Transaction, "{creator}");

@@ -43,8 +43,23 @@ pub enum Waiting {
 pub struct Schedule {
     needs: Needs,
     phase: Phase,
+    waits: Waits,
+    /// Records of ours since the creator was last seen to wait for a transaction.
+    unanswered: u32,
     /// The last record, or the creation's first sight.
     last: Timestamp,
+}
+
+/// The builder takes three steps at most, so no more records than that can be of use.
+const STEPS: u32 = 3;
+
+/// Whether it can be seen when the creator waits for a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Waits {
+    /// On a primary. A record that moved the builder shows: the creator waits again, or is ready.
+    Seen,
+    /// On a standby.
+    Unseen,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +90,8 @@ impl Schedule {
         Self {
             needs: Needs::FirstRecord,
             phase: Phase::First,
+            waits: Waits::Unseen,
+            unanswered: 0,
             last: now,
         }
     }
@@ -86,14 +103,18 @@ impl Schedule {
         let mut schedule = Self {
             needs: Needs::FirstRecord,
             phase: Phase::First,
+            waits: Waits::Seen,
+            unanswered: 0,
             last: now,
         };
         schedule.recorded(running, now);
+        schedule.unanswered = 0;
         schedule
     }
 
     /// The creator waits for a transaction's end, so it has decoded a record that named some.
     pub fn creator_waits(&mut self, running: Running) {
+        self.unanswered = 0;
         match self.needs {
             Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
             // Those of the last record have ended, and the creator waits again: it took a step.
@@ -105,6 +126,8 @@ impl Schedule {
 
     /// A record was written that says `running`.
     pub fn recorded(&mut self, running: Running, now: Timestamp) {
+        self.unanswered += 1;
+        self.last = now;
         match self.needs {
             Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
             Needs::RecordAfter(_) => self.phase = Phase::Second,
@@ -115,12 +138,14 @@ impl Schedule {
         } else {
             Needs::RecordAfter(running.next)
         };
-        self.last = now;
     }
 
     /// Whether a record written now can move the builder, or enough time has gone by to try what
     /// can't be seen from outside: VACUUM's own transaction counts in a record but not in a
     /// snapshot, and somebody else's record may have moved the builder.
+    ///
+    /// A creator that is still reading its way to the last record needs no other, however many
+    /// transactions have come and gone meanwhile.
     pub fn wants_record(
         &self,
         running: Running,
@@ -128,13 +153,25 @@ impl Schedule {
         now: Timestamp,
         nudge_interval: Duration,
     ) -> bool {
-        let overdue = now.since(self.last) >= nudge_interval;
-        match (waiting, self.needs) {
-            (Waiting::ForTransaction, _) => false,
-            (Waiting::NotKnown, Needs::FirstRecord) => true,
-            (Waiting::NotKnown, Needs::RecordAfter(bound)) => !running.oldest.precedes(bound),
-            (Waiting::NotKnown, Needs::Nothing) => overdue,
+        if waiting == Waiting::ForTransaction {
+            return false;
         }
+        // A clock that was set back must not put it off for ever.
+        let overdue = now < self.last || now.since(self.last) >= nudge_interval;
+        let (useful, try_anyway) = match self.needs {
+            Needs::FirstRecord => (true, overdue),
+            Needs::RecordAfter(bound) => {
+                let ended = !running.oldest.precedes(bound);
+                // Where waits are seen, a creator that is not seen to wait does not.
+                (ended, overdue && (ended || self.waits == Waits::Seen))
+            }
+            Needs::Nothing => (false, overdue),
+        };
+        let enough = match self.waits {
+            Waits::Seen => 1,
+            Waits::Unseen => STEPS,
+        };
+        (useful && self.unanswered < enough) || try_anyway
     }
 
     /// Whether a running transaction must end before the slot can be usable. `lasting`: it has run
@@ -311,13 +348,14 @@ mod tests {
         }
 
         /// The creator writes its own records after each wait, which nobody flushes but us and,
-        /// now and then, the WAL writer: a primary.
+        /// now and then, the WAL writer; and it may take long to read up to them: a primary.
         #[test]
         fn flushes_for_a_builder_that_writes_itself(
             first in first_xid(),
             before in 0..=MOST_BEFORE,
             steps in steps(),
             wal_writer in prop::collection::vec(any::<bool>(), 100),
+            reads in prop::collection::vec(prop::bool::weighted(0.2), 100),
         ) {
             let mut server = Server::new(first);
             (0..before).for_each(|_| server.begin());
@@ -325,6 +363,7 @@ mod tests {
             let mut creator = Creator::new(server.running(), &server.running);
             let mut schedule: Option<Schedule> = None;
             let mut wal_writer = wal_writer.into_iter().cycle();
+            let mut reads = reads.into_iter().chain(std::iter::repeat(true));
             let (mut records, mut safety) = (0, 0);
             for step in and_then_all_end(steps) {
                 match step {
@@ -335,7 +374,10 @@ mod tests {
                 }
                 creator.go_on(&server);
                 if matches!(step, Step::Pause) && wal_writer.next() == Some(true) {
-                    creator.flushed(&server);
+                    creator.flush();
+                }
+                if reads.next() == Some(true) {
+                    creator.read(&server);
                 }
                 if !matches!(step, Step::Tick) || creator.builder == Builder::Consistent {
                     continue;
@@ -351,11 +393,11 @@ mod tests {
                 }
                 if schedule.wants_record(running, waiting, server.now(), INTERVAL) {
                     prop_assert!(creator.waits_for.is_empty());
-                    if server.now().since(schedule.last) >= INTERVAL && schedule.needs == Needs::Nothing {
+                    if server.now().since(schedule.last) >= INTERVAL {
                         safety += 1;
                     }
-                    creator.unflushed.push((running, server.running.clone()));
-                    creator.flushed(&server);
+                    creator.written.push((running, server.running.clone()));
+                    creator.flush();
                     schedule.recorded(running, server.now());
                     records += 1;
                 }
@@ -366,12 +408,14 @@ mod tests {
     }
 
     /// A creator on a primary: its builder, the transactions that it waits for
-    /// (`SnapBuildWaitSnapshot`) and the records that are written but not flushed, each with the
-    /// transactions it names.
+    /// (`SnapBuildWaitSnapshot`) and the records that it has not read yet, each with the transactions
+    /// it names.
     struct Creator {
         builder: Builder,
         waits_for: Vec<Xid>,
-        unflushed: Vec<(Running, Vec<Xid>)>,
+        written: Vec<(Running, Vec<Xid>)>,
+        /// How many of them it can read.
+        flushed: usize,
     }
 
     impl Creator {
@@ -379,7 +423,8 @@ mod tests {
             let mut creator = Self {
                 builder: Builder::Start,
                 waits_for: Vec::new(),
-                unflushed: Vec::new(),
+                written: Vec::new(),
+                flushed: 0,
             };
             creator.decode(record, named);
             creator
@@ -400,15 +445,21 @@ mod tests {
             }
             self.waits_for.retain(|xid| server.running.contains(xid));
             if self.waits_for.is_empty() {
-                self.unflushed
+                self.written
                     .push((server.running(), server.running.clone()));
             }
         }
 
-        /// All that was written becomes readable, and is decoded up to the next wait.
-        fn flushed(&mut self, server: &Server) {
-            while self.waits_for.is_empty() && !self.unflushed.is_empty() {
-                let (record, named) = self.unflushed.remove(0);
+        /// All that was written becomes readable.
+        fn flush(&mut self) {
+            self.flushed = self.written.len();
+        }
+
+        /// Decodes what is readable, up to the next wait.
+        fn read(&mut self, server: &Server) {
+            while self.waits_for.is_empty() && self.flushed > 0 {
+                let (record, named) = self.written.remove(0);
+                self.flushed -= 1;
                 self.decode(record, &named);
                 self.go_on(server);
             }

@@ -129,10 +129,11 @@ fn of_unknown_creation(slot: Slot, creator: CreatorIdentity, known: &Known) -> S
 }
 
 fn of_usable(slot: Slot, known: &Known) -> Status {
-    let creation =
-        known.finished.iter().rev().find(|finished| {
-            finished.outcome == Outcome::Ready && finished.episode.slot == slot.name
-        });
+    let creation = known.finished.iter().rev().find(|finished| {
+        finished.outcome == Outcome::Ready
+            && finished.episode.slot == slot.name
+            && finished.restart_lsn == slot.restart_lsn
+    });
     Status {
         state_since: creation.map(|finished| finished.ended),
         nudges: creation.map_or(0, |finished| finished.episode.nudges),
@@ -179,6 +180,7 @@ impl<'a> Blocker<'a> {
 mod tests {
     use super::super::fixtures::*;
     use super::super::observation::CreatorWait;
+    use super::super::xid::Lsn;
     use super::*;
 
     fn known(watch: Watch, worker: Worker) -> Known {
@@ -248,6 +250,7 @@ mod tests {
         known.finished = vec![Finished {
             ended: at(9),
             outcome: Outcome::Ready,
+            restart_lsn: Some(Lsn::new(1 << 24)),
             episode,
         }];
         let ready = |name| status(slot(name, Progress::Usable), &known, at(1000));
@@ -257,6 +260,13 @@ mod tests {
         );
         assert_eq!((ready("y").state_since, ready("y").nudges), (None, 0));
         assert_eq!(ready("x").state, State::Ready);
+
+        // Another of the same name, or the same after it was used.
+        let later = Slot {
+            restart_lsn: Some(Lsn::new(1 << 25)),
+            ..slot("x", Progress::Usable)
+        };
+        assert_eq!(status(later, &known, at(1000)).state_since, None);
     }
 
     #[test]

@@ -26,6 +26,13 @@ pub fn is_preloading() -> bool {
     unsafe { pg_sys::process_shared_preload_libraries_in_progress }
 }
 
+/// Whether this server runs background workers other than core's own: neither single-user mode nor
+/// pg_upgrade's servers do (`ApplyLauncherRegister`, `launcher.c`, decides likewise).
+pub fn runs_workers() -> bool {
+    // SAFETY: both are set before libraries are loaded.
+    unsafe { pg_sys::IsPostmasterEnvironment && !pg_sys::IsBinaryUpgrade }
+}
+
 pub fn note_preloaded() {
     PRELOADED.store(true, Ordering::Relaxed);
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_int};
 use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pgrx::{check_for_interrupts, pg_sys};
@@ -9,6 +10,8 @@ use pgrx::{check_for_interrupts, pg_sys};
 use super::version;
 pub use super::version::wait_event;
 use crate::core::observation::Pid;
+
+static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 
 /// Makes the process end on SIGTERM at its next interrupt check and take up changed settings on
 /// SIGHUP, as core's own workers do.
@@ -22,12 +25,22 @@ pub fn handle_signals() {
         fn die(signal: c_int);
         fn SignalHandlerForConfigReload(signal: c_int);
     }
+    unsafe extern "C-unwind" fn on_sigterm(signal: c_int) {
+        TOLD_TO_END.store(true, Ordering::Relaxed);
+        // SAFETY: made for this place.
+        unsafe { die(signal) }
+    }
     // SAFETY: core's own handlers, installed before signals are unblocked.
     unsafe {
-        version::handle_signal(pg_sys::SIGTERM, die);
+        version::handle_signal(pg_sys::SIGTERM, on_sigterm);
         version::handle_signal(pg_sys::SIGHUP, SignalHandlerForConfigReload);
         pg_sys::BackgroundWorkerUnblockSignals();
     }
+}
+
+/// Whether the process ends because it was told to.
+pub fn was_told_to_end() -> bool {
+    TOLD_TO_END.load(Ordering::Relaxed)
 }
 
 /// Connects to a database as the bootstrap superuser. The process ends if it can't.
@@ -36,11 +49,18 @@ pub fn connect(database: &CStr) {
     unsafe {
         pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), ptr::null(), 0);
     }
-    // No object that a user made may ever be found by a query of the worker's, nor may the
-    // defaults that a database's owner can set with ALTER DATABASE change how it is run.
+    // No object that a user made may ever be found by a query of the worker's, nor may what a
+    // database's owner can set with ALTER DATABASE change as whom or how it is run.
+    pin(c"role", c"none");
+    // SAFETY: outside a transaction, so that no abort takes it back.
+    unsafe { pg_sys::SetUserIdAndSecContext(pg_sys::BOOTSTRAP_SUPERUSERID.into(), 0) };
     pin(c"search_path", c"pg_catalog, pg_temp");
     pin(c"default_transaction_isolation", c"read committed");
     pin(c"default_transaction_deferrable", c"off");
+    pin(c"max_parallel_workers_per_gather", c"0");
+    for (setting, value) in version::SETTINGS {
+        pin(setting, value);
+    }
     // Compiling would take far longer than these queries do.
     pin(c"jit", c"off");
     // A lock on a catalog is waited for, by whoever's order, no longer than this.

@@ -10,9 +10,9 @@ use super::report::Notice;
 
 /// Runs `body` in a transaction of its own, and commits.
 ///
-/// The transaction is read-only, so that nothing in it can take a transaction id: the worker would
-/// be one more transaction that a slot's creation waits for. On an error it is aborted, and the
-/// error is the answer.
+/// It must take no transaction id: the worker would be one more transaction that a slot's creation
+/// waits for. What is read through `Spi::connect` and `select` takes none, and in a read-only
+/// transaction nothing can be written. On an error it is aborted, and the error is the answer.
 pub fn read_only<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
     catch(|| {
         // SAFETY: as a background worker of core runs its queries (`worker_spi.c`). The calls come
@@ -37,8 +37,12 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
         .catch_rust_panic(|error| Err(notice_of(error)))
         .execute();
     if answer.is_err() {
-        // SAFETY: does nothing where no transaction is open, and releases every lock.
-        unsafe { pg_sys::AbortCurrentTransaction() };
+        // SAFETY: the first does nothing where no transaction is open, and then leaves locks as
+        // they are; the second does nothing where none is held.
+        unsafe {
+            pg_sys::AbortCurrentTransaction();
+            pg_sys::LWLockReleaseAll();
+        }
     }
     answer
 }

@@ -1,6 +1,6 @@
 //! Everything that differs between majors of Postgres, but for what SQL itself evens out.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
@@ -64,6 +64,14 @@ pub fn wait_event() -> u32 {
     // SAFETY: copies the name; must run in a process with shared memory, as every worker is.
     unsafe { pg_sys::WaitEventExtensionNew(c"SlotSelfHealMain".as_ptr()) }
 }
+
+/// Settings to pin that not every major has: from PostgreSQL 17 on, one ends a session whose
+/// transaction takes too long.
+pub const SETTINGS: &[(&CStr, &CStr)] = if cfg!(any(feature = "pg15", feature = "pg16")) {
+    &[]
+} else {
+    &[(c"transaction_timeout", c"0")]
+};
 
 /// The size of the head of `BackgroundWorkerList`, in pointers: an `slist_head` before
 /// PostgreSQL 18, a `dlist_head` since.
