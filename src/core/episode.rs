@@ -476,6 +476,19 @@ mod tests {
             [Change::Waits(Telling::Again, _)]
         ));
         assert!(watch.update(&waiting(9000, changed)).is_empty());
+
+        // The pause doubles each time, up to five minutes.
+        let mut lines = 0;
+        for second in 10..3610 {
+            let others = vec![session(701, 2), session(702 + second, 3)];
+            let changes = watch.update(&waiting(i64::from(second) * 1000, others));
+            lines += changes.len();
+        }
+        assert_eq!(
+            lines,
+            8 + 10,
+            "eight while it doubles, then one in five minutes"
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! CREATE, ALTER and DROP EXTENSION.
 
-use harness::{Blocker, Creator, Setup};
+use harness::{Blocker, Creator, Setup, output_of};
 
 use crate::{Major, NO_WAL_WRITER, primary, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
 on_every_major!(
+    pg_upgrade_into_a_server_that_preloads_it,
     not_preloaded,
     in_a_schema_of_its_own,
     dropped_while_the_worker_runs,
@@ -102,4 +103,32 @@ fn upgrade_of_nothing(major: Major) {
         "0.1.0"
     );
     session.run("SELECT * FROM slot_self_heal_status");
+}
+
+/// pg_upgrade drops and restores database postgres, in which the worker sits on
+/// an ordinary day.
+fn pg_upgrade_into_a_server_that_preloads_it(major: Major) {
+    let mut old = primary(major);
+    old.stop_fast();
+    let mut new = Setup::new(major).start();
+    new.stop_fast();
+    let bin = major.program("postgres");
+    let bin = bin.parent().expect("a program is in a directory");
+    let mut upgrade = new.client("pg_upgrade");
+    upgrade
+        .current_dir(new.dir())
+        .args(["--username", "postgres"])
+        .arg("--old-bindir")
+        .arg(bin)
+        .arg("--new-bindir")
+        .arg(bin)
+        .arg("--old-datadir")
+        .arg(old.data())
+        .arg("--new-datadir")
+        .arg(new.data())
+        .args(["--old-port", &old.port().to_string()])
+        .args(["--new-port", &new.port().to_string()]);
+    output_of(upgrade);
+    new.start_again();
+    new.wait_for_worker("a pid", |worker| worker.pid.is_some());
 }

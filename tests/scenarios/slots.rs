@@ -1,12 +1,13 @@
 //! Slots that are not being built.
 
-use harness::{Creator, Setup};
+use harness::{Blocker, Creator, PATIENCE, Setup, wait_until};
 
 use crate::{Major, primary, with_extension};
 
 on_every_major!(
     ready,
     lost,
+    left_behind,
     physical_slots_are_not_listed,
     slots_of_other_databases
 );
@@ -57,6 +58,49 @@ fn lost(major: Major) {
     );
 }
 
+/// A creation that fails under a savepoint leaves its slot with the session,
+/// whatever that does next.
+fn left_behind(major: Major) {
+    let cluster = primary(major);
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut session = cluster.login().connect();
+    session.run("SET lock_timeout = '100ms'");
+    session.run(
+        "DO $$ BEGIN
+             PERFORM pg_create_logical_replication_slot('left_slot', 'pgoutput', true);
+         EXCEPTION WHEN lock_not_available THEN
+             NULL;
+         END $$",
+    );
+    let left = |when: &str| {
+        let status = cluster.wait_for_state("left_slot", "lost");
+        assert!(status.blockers.is_empty(), "{when}: {status:#?}");
+        status
+    };
+    left("idle");
+
+    let holder = session.pid();
+    session.run("BEGIN");
+    session.run("SELECT pg_current_xact_id()");
+    let mut busy = session.start("SELECT pg_advisory_lock(1), pg_sleep(600)");
+    cluster.wait_until_sql(
+        "the session to be busy",
+        "EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted)",
+    );
+    let status = left("busy in a transaction of its own");
+    let hint = status.hint();
+    assert!(
+        hint.starts_with(&format!("SELECT pg_terminate_backend({holder});")),
+        "hint: {hint}"
+    );
+    cluster.paste("postgres", hint);
+    busy.result().expect_err("its session was ended");
+    wait_until("the slot to go", PATIENCE, || {
+        cluster.status("left_slot").is_none()
+    });
+    blocking.rollback();
+}
+
 fn physical_slots_are_not_listed(major: Major) {
     let cluster = primary(major);
     cluster.run("SELECT pg_create_physical_replication_slot('physical', true)");
@@ -69,7 +113,7 @@ fn physical_slots_are_not_listed(major: Major) {
 fn slots_of_other_databases(major: Major) {
     let cluster = primary(major);
     cluster.run("CREATE DATABASE elsewhere");
-    let blocking = harness::Blocker::IdleInTransaction.start(&cluster);
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
     let mut creation = cluster
         .login()
         .database("elsewhere")

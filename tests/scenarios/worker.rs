@@ -17,6 +17,7 @@ on_every_major!(
     immediate_shutdown_while_a_slot_waits,
     restart_forgets_what_is_gone,
     reset_counters,
+    idle_after_a_failed_scan,
     drop_database_does_not_wait_for_it,
 );
 
@@ -40,6 +41,25 @@ fn shows_itself(major: Major) {
              AND wait_event_type = 'Extension' AND wait_event ILIKE '%slot%heal%')",
         );
     }
+}
+
+/// Nothing is left to be scanned once the creation has ended, and the worker
+/// must not look as if it were still at it.
+fn idle_after_a_failed_scan(major: Major) {
+    let cluster = primary(major);
+    let mut superuser = cluster.connect();
+    superuser.run("SET allow_system_table_mods = on");
+    superuser.run("ALTER VIEW pg_catalog.pg_prepared_xacts RENAME TO pg_prepared_xacts_away");
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_worker("the error", |worker| worker.last_error.is_some());
+    cluster.run("SELECT pg_cancel_backend(active_pid) FROM pg_replication_slots");
+    creation.finish().expect_err("it was cancelled");
+    cluster.wait_until_sql(
+        "the worker to be idle",
+        "state = 'idle' FROM pg_stat_activity WHERE backend_type = 'slot_self_heal'",
+    );
+    blocking.rollback();
 }
 
 /// A worker with an xid would be a transaction the builder waits for.
