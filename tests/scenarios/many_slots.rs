@@ -4,14 +4,14 @@ use harness::{Blocker, Creator, PATIENCE, Setup, wait_until};
 
 use crate::{Major, with_extension};
 
-on_every_major!(two_hundred, in_haste);
+on_every_major!(five_hundred, in_haste);
 
-fn two_hundred(major: Major) {
-    const SLOTS: usize = 200;
+fn five_hundred(major: Major) {
+    const SLOTS: usize = 500;
     let cluster = with_extension(
         Setup::new(major)
-            .conf("max_connections = 250")
-            .conf("max_replication_slots = 210"),
+            .conf("max_connections = 550")
+            .conf("max_replication_slots = 510"),
     );
     let blocking = Blocker::IdleInTransaction.start(&cluster);
     let mut creations: Vec<_> = (0..SLOTS)
@@ -19,12 +19,12 @@ fn two_hundred(major: Major) {
         .collect();
     cluster.wait_until_sql(
         "all slots to wait",
-        "count(*) = 200 FROM pg_stat_activity WHERE wait_event = 'transactionid'",
+        "count(*) = 500 FROM pg_stat_activity WHERE wait_event = 'transactionid'",
     );
     // What does not fit into the ledger is still a row, of a slot that starts.
     cluster.wait_until_sql(
         "a row for each slot",
-        "count(*) = 200 AND bool_and(state IN ('waiting_for_transactions', 'starting')) \
+        "count(*) = 500 AND bool_and(state IN ('waiting_for_transactions', 'starting')) \
          AND bool_or(state = 'waiting_for_transactions') FROM slot_self_heal_status",
     );
     blocking.rollback();
@@ -33,7 +33,7 @@ fn two_hundred(major: Major) {
     }
     cluster.wait_until_sql(
         "all slots to be ready",
-        "count(*) = 200 FROM slot_self_heal_status WHERE state = 'ready'",
+        "count(*) = 500 FROM slot_self_heal_status WHERE state = 'ready'",
     );
     let worker = cluster.worker();
     assert!(worker.pid.is_some());
