@@ -49,7 +49,7 @@ mod slots;
 mod standby;
 mod worker;
 
-use harness::{Cluster, Major, Setup};
+use harness::{Cluster, Major, Session, Setup};
 
 /// A primary with the extension preloaded and created in database postgres.
 fn primary(major: Major) -> Cluster {
@@ -60,6 +60,15 @@ fn with_extension(setup: Setup) -> Cluster {
     let cluster = setup.start();
     cluster.create_extension();
     cluster
+}
+
+/// Makes each scan fail: a catalog view of it gets another name. The session can
+/// give it its own name back.
+fn break_the_scan(cluster: &Cluster) -> Session {
+    let mut superuser = cluster.connect();
+    superuser.run("SET allow_system_table_mods = on");
+    superuser.run("ALTER VIEW pg_catalog.pg_prepared_xacts RENAME TO pg_prepared_xacts_away");
+    superuser
 }
 
 /// The WAL writer flushes what nobody else does, at the latest after

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::{Blocker, Cluster, Creator, Pid, Setup, Signal};
 
-use crate::{Major, NO_WAL_WRITER, primary, with_extension};
+use crate::{Major, NO_WAL_WRITER, break_the_scan, primary, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
@@ -47,9 +47,7 @@ fn shows_itself(major: Major) {
 /// must not look as if it were still at it.
 fn idle_after_a_failed_scan(major: Major) {
     let cluster = primary(major);
-    let mut superuser = cluster.connect();
-    superuser.run("SET allow_system_table_mods = on");
-    superuser.run("ALTER VIEW pg_catalog.pg_prepared_xacts RENAME TO pg_prepared_xacts_away");
+    let _superuser = break_the_scan(&cluster);
     let blocking = Blocker::IdleInTransaction.start(&cluster);
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
     cluster.wait_for_worker("the error", |worker| worker.last_error.is_some());
