@@ -9,6 +9,7 @@ SELECT s.slot_name,
        s.database,
        s.plugin,
        s.restart_lsn,
+       s.catalog_xmin,
        (s.confirmed_flush_lsn IS NOT NULL)::pg_catalog.text AS usable,
        (s.wal_status IS NOT DISTINCT FROM 'lost')::pg_catalog.text AS invalidated,
        pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'invalidation_reason'
@@ -19,6 +20,10 @@ SELECT s.slot_name,
        s.wal_status,
        s.safe_wal_size,
        COALESCE(pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'synced', 'false') AS synced,
+       CASE WHEN s.temporary
+            THEN COALESCE(pg_catalog.to_jsonb(s) OPERATOR(pg_catalog.->>) 'synced', 'false')
+            ELSE 'false'
+       END AS not_sync_ready,
        s.active_pid AS creator_pid,
        a.backend_type AS creator_type,
        a.application_name AS creator_application,

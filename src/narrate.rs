@@ -5,9 +5,11 @@ use std::time::Duration;
 use pgrx::prelude::*;
 
 use crate::core::advice;
+use crate::core::diagnosis::State;
 use crate::core::episode::{Episode, Finished, Outcome, Telling, Watch};
-use crate::core::observation::{Observation, SlotName};
+use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::time::in_words;
+use crate::core::upstream::{Kind, Problem};
 use crate::core::xid::Lsn;
 use crate::server::report::Notice;
 
@@ -20,7 +22,7 @@ fn notice(code: PgSqlErrorCode, message: impl Into<String>) -> Notice {
     }
 }
 
-/// A creation waits for transactions.
+/// A creation waits for transactions or for replay.
 pub fn waits(
     telling: Telling,
     episode: &Episode,
@@ -31,6 +33,16 @@ pub fn waits(
         Telling::First => "",
         Telling::Again => "still ",
     };
+    let does = match episode.state {
+        State::WaitingForReplay => "waits for replay",
+        State::BlockingReplay => "blocks replay",
+        State::WaitingForTransactions
+        | State::WaitingForRecord
+        | State::Starting
+        | State::Ready
+        | State::NotSyncReady
+        | State::Lost => "waits for transactions",
+    };
     let advice = advice::on_creation(episode, watch, observation.role, observation.at);
     Notice {
         detail: advice.detail,
@@ -38,7 +50,7 @@ pub fn waits(
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!(
-                "logical replication slot \"{}\" is being created and {still}waits for transactions",
+                "logical replication slot \"{}\" is being created and {still}{does}",
                 episode.slot
             ),
         )
@@ -62,11 +74,19 @@ pub fn ended(finished: &Finished) -> Notice {
             ),
         ),
     };
+    let replay = match episode.waited.for_replay {
+        Duration::ZERO => String::new(),
+        waited => format!(", {} for replay", in_words(waited)),
+    };
     let detail = format!(
-        "Its creation waited {} for transactions and {} for a running-xacts record; \
-         slot_self_heal wrote {}.",
+        "Its creation waited {} for transactions{replay} and {} for a running-xacts record; \
+         slot_self_heal {} {}.",
         in_words(episode.waited.for_transactions),
         in_words(episode.waited.for_record),
+        match episode.role() {
+            Role::Primary => "wrote",
+            Role::Standby => "asked for",
+        },
         match episode.nudges {
             0 => "none".to_owned(),
             1 => "one".to_owned(),
@@ -79,8 +99,8 @@ pub fn ended(finished: &Finished) -> Notice {
     }
 }
 
-/// A record was written, the first for these slots.
-pub fn nudged(slots: &[SlotName], lsn: Lsn) -> Notice {
+/// A record was written here, or by the upstream on our request, the first for these slots.
+pub fn nudged(slots: &[SlotName], lsn: Lsn, role: Role) -> Notice {
     const NAMED: usize = 5;
     let mut names: Vec<String> = slots
         .iter()
@@ -97,10 +117,57 @@ pub fn nudged(slots: &[SlotName], lsn: Lsn) -> Notice {
     notice(
         PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
         format!(
-            "wrote a running-xacts record at {lsn} for {what} {}",
+            "{} a running-xacts record at {lsn} for {what} {}",
+            match role {
+                Role::Primary => "wrote",
+                Role::Standby => "had the upstream write",
+            },
             names.join(", ")
         ),
     )
+}
+
+/// The upstream does not do what it is asked for.
+pub fn upstream_trouble(problem: &Problem) -> Notice {
+    Notice {
+        detail: Some(
+            "Without it, the creation of a replication slot on this standby can wait without end."
+                .into(),
+        ),
+        hint: Some(problem.hint.clone()),
+        ..notice(
+            code_of(problem.kind),
+            format!(
+                "slot_self_heal cannot have the primary write a running-xacts record: {}",
+                problem.message
+            ),
+        )
+    }
+}
+
+pub fn upstream_is_back() -> Notice {
+    notice(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        "slot_self_heal can have the primary write running-xacts records again",
+    )
+}
+
+/// What went wrong with the upstream, as an error of whoever asked.
+pub fn upstream_error(problem: &Problem) -> Notice {
+    Notice {
+        hint: Some(problem.hint.clone()),
+        ..notice(code_of(problem.kind), problem.message.clone())
+    }
+}
+
+fn code_of(kind: Kind) -> PgSqlErrorCode {
+    match kind {
+        Kind::NotConfigured | Kind::IsStandby => {
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE
+        }
+        Kind::Unreachable => PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+        Kind::NotPermitted => PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE,
+    }
 }
 
 pub fn trouble(cause: &Notice) -> Notice {

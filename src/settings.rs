@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
 
 use crate::core::decision::Policy;
-use crate::server;
+use crate::server::{self, secret};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static DATABASE: GucSetting<Option<CString>> =
@@ -56,6 +56,12 @@ pub fn init() {
         24 * HOUR,
         GucContext::Sighup,
         GucFlags::UNIT_MS,
+    );
+    secret::define(
+        c"slot_self_heal.primary_conninfo",
+        c"Sets the connection string by which a standby reaches a server that can write the record \
+          a slot needs.",
+        c"Empty: the server's own primary_conninfo, with slot_self_heal.database as dbname.",
     );
     server::reserve_setting_prefix(c"slot_self_heal");
 }

@@ -9,9 +9,11 @@ use crate::core::episode::Watch;
 use crate::core::observation::Role;
 use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
+use crate::core::upstream::Upstream;
 use crate::ledger;
-use crate::server::{self, WalLevel, record, report, scan};
-use crate::{settings, worker};
+use crate::server::report::Notice;
+use crate::server::{self, WalLevel, record, report, scan, upstream};
+use crate::{narrate, settings, worker};
 
 /// A `pg_lsn`, which is a 64-bit number to C.
 type PgLsn = i64;
@@ -128,7 +130,7 @@ fn slot_self_heal_get_worker() -> TableIterator<
         name!(nudges, i64),
         name!(healed, i64),
         name!(cancelled, i64),
-        name!(upstream, Option<&'static str>),
+        name!(upstream, &'static str),
         name!(last_error, Option<String>),
         name!(last_error_at, Option<TimestampWithTimeZone>),
         name!(hint, Option<String>),
@@ -149,10 +151,7 @@ fn slot_self_heal_get_worker() -> TableIterator<
         count(status.counters.nudges),
         count(status.counters.healed),
         0,
-        match role {
-            Role::Primary => Some("not needed"),
-            Role::Standby => None,
-        },
+        known_upstream(role).as_str(),
         status
             .trouble
             .as_ref()
@@ -187,10 +186,21 @@ fn worker_hint(status: &ledger::WorkerStatus) -> Option<String> {
             "ALTER SYSTEM SET slot_self_heal.enabled = on; SELECT pg_reload_conf();".into(),
         );
     }
-    let more = ledger::watch().more_episodes;
+    let watch = ledger::watch();
+    if let Some(problem) = known_upstream(server::role()).problem() {
+        return Some(shown(problem.hint.clone()));
+    }
+    let more = watch.more_episodes;
     (more > 0).then(|| {
         format!("{more} creations are watched but not shown: they do not fit in shared memory.")
     })
+}
+
+fn known_upstream(role: Role) -> Upstream {
+    match role {
+        Role::Primary => Upstream::NotNeeded,
+        Role::Standby => ledger::watch().upstream,
+    }
 }
 
 fn worker_state() -> Worker {
@@ -203,16 +213,22 @@ fn worker_state() -> Worker {
     }
 }
 
-/// Writes a running-xacts record now, flushed. Returns where it ends.
+/// Writes a running-xacts record now, flushed; on a standby the upstream is asked to. Returns where
+/// it ends.
 #[pg_extern]
 fn slot_self_heal_nudge() -> PgLsn {
     ledger::require();
-    match record::write() {
+    let end = match server::role() {
+        Role::Primary => record::write().map_err(Notice::from),
+        Role::Standby => upstream::pass_on(&settings::database().to_string_lossy())
+            .and_then(|answer| answer.map_err(|problem| narrate::upstream_error(&problem))),
+    };
+    match end {
         Ok(end) => {
             ledger::count(|counters| counters.nudges += 1);
             end.get().cast_signed()
         }
-        Err(refusal) => report::error(refusal.into()),
+        Err(notice) => report::error(notice),
     }
 }
 

@@ -8,6 +8,7 @@
 //! An error in a tick is said once, shown in `slot_self_heal_worker`, and the next tick goes on.
 
 use std::ffi::c_int;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,13 +18,15 @@ use pgrx::prelude::*;
 
 use crate::core::decision::{Action, decide};
 use crate::core::episode::{Change, Nudge, Outcome, Watch};
-use crate::core::observation::{Observation, SlotName};
+use crate::core::observation::{Observation, Role, SlotName};
+use crate::core::upstream::{self, Look};
 use crate::ledger::{self, Trouble};
 use crate::server::gate::{self, Gate};
 use crate::server::process::{self, Activity};
 use crate::server::report::{self, Notice};
 use crate::server::scan::Scanner;
 use crate::server::transaction::{catch, read_only_fallible};
+use crate::server::upstream::{Upstream, Wish};
 use crate::server::{self, WalLevel, record};
 use crate::{narrate, settings};
 
@@ -32,6 +35,11 @@ const BUSY_NAP: Duration = Duration::from_millis(20);
 /// A scan may take this part of the worker's time, however long it takes: on a server with
 /// thousands of sessions the ticks come less often.
 const SCAN_SHARE: u32 = 10;
+/// Between two looks at copies of a primary's slots that are not ready: they take their time.
+const COPIES_NAP: Duration = Duration::from_secs(1);
+/// After a failure the upstream is asked again before this part of `nudge_interval` is over, so
+/// that what was mended meanwhile heals the slot within it.
+const UPSTREAM_REST_SHARE: u32 = 3;
 /// After an error in a tick, so that it does not come back fifty times a second.
 const NAP_AFTER_TROUBLE: Duration = Duration::from_secs(1);
 /// Before another try to connect to a database that could not be connected to.
@@ -141,6 +149,12 @@ struct Worker {
     /// What `pg_stat_activity` shows.
     scanning: bool,
     watch: Watch,
+    /// On a standby.
+    upstream: Upstream,
+    /// What the upstream said last.
+    look: Option<Rc<Look>>,
+    /// How long this tick has waited for the upstream, which costs this server nothing.
+    asking: Duration,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
     false_alarm: Option<(u64, Instant)>,
     /// What the log was last told went wrong, until a tick goes well.
@@ -154,6 +168,9 @@ impl Worker {
             scanner: Scanner::default(),
             scanning: false,
             watch: ledger::watch(),
+            upstream: Upstream::default(),
+            look: None,
+            asking: Duration::ZERO,
             false_alarm: None,
             trouble: None,
         }
@@ -162,6 +179,7 @@ impl Worker {
     /// One tick. Returns how long to sleep before the next.
     fn tick_or_report(&mut self) -> Duration {
         let begun = Instant::now();
+        self.asking = Duration::ZERO;
         let outcome = catch(|| self.tick()).flatten();
         if std::mem::take(&mut self.scanning) {
             process::show_activity(Activity::Idle);
@@ -172,7 +190,7 @@ impl Worker {
                 if self.trouble.take().is_some() {
                     report::log(narrate::trouble_is_over());
                 }
-                self.nap(begun.elapsed())
+                self.nap(begun.elapsed().saturating_sub(self.asking))
             }
             Err(notice) => {
                 self.report(notice);
@@ -193,7 +211,12 @@ impl Worker {
 
         self.scanning = true;
         process::show_activity(Activity::Scanning);
-        let observation = self.scanner.observe()?;
+        let mut observation = self.scanner.observe()?;
+        match observation.role {
+            Role::Standby => observation.learn(self.look.clone()),
+            // It may have been a standby a moment ago.
+            Role::Primary => self.leave_upstream(),
+        }
         ledger::worker_scanned(observation.at);
         self.false_alarm = match gate {
             Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),
@@ -202,6 +225,12 @@ impl Worker {
         let changes = self.watch.update(&observation);
         let acted = decide(&self.watch, &observation, &settings::policy())
             .map_or(Ok(()), |action| self.act(action, &observation));
+        if self.watch.episodes.is_empty() {
+            self.upstream.disconnect();
+        }
+        if self.watch.is_empty() {
+            self.leave_upstream();
+        }
         ledger::publish(&self.watch);
         self.tell(changes, &observation);
         acted
@@ -210,7 +239,7 @@ impl Worker {
     /// Whether there is something to scan for: a slot being built, or one whose end is not known
     /// yet. A slot that only looks as if it were being built is looked at again now and then.
     fn has_work(&self, gate: Gate) -> bool {
-        if !self.watch.episodes.is_empty() {
+        if !self.watch.is_empty() {
             return true;
         }
         match (gate, self.false_alarm) {
@@ -225,7 +254,63 @@ impl Worker {
     fn act(&mut self, action: Action, observation: &Observation) -> Result<(), Notice> {
         match action {
             Action::WriteRecord(slots) => self.write_record(&slots, observation),
+            Action::AskForRecord(slots) => self.ask_upstream(Wish::Record, &slots),
+            Action::AskForNews => self.ask_upstream(Wish::News, &[]),
         }
+    }
+
+    fn ask_upstream(&mut self, wish: Wish, slots: &[SlotName]) -> Result<(), Notice> {
+        let database = settings::database();
+        let database = database.to_string_lossy();
+        if self.upstream.rests(&database) {
+            return Ok(());
+        }
+        process::show_activity(Activity::Asking);
+        let longest_rest = settings::policy().nudge_interval / UPSTREAM_REST_SHARE;
+        let begun = Instant::now();
+        let answer = self.upstream.ask(wish, &database, longest_rest);
+        self.asking = begun.elapsed();
+        let answer = answer?;
+        if answer.look.is_some() {
+            self.look = answer.look;
+        }
+        if let Some(record) = answer.record {
+            let first = self.watch.requested(slots, record, server::now());
+            ledger::count(|counters| counters.nudges += 1);
+            match first.as_slice() {
+                [] => log::debug!("had the upstream write another record at {}", record.lsn),
+                first => report::log(narrate::nudged(first, record.lsn, Role::Standby)),
+            }
+        }
+        self.upstream_is(answer.problem.map_or(upstream::Upstream::Ok, |problem| {
+            upstream::Upstream::Trouble(problem)
+        }));
+        Ok(())
+    }
+
+    /// Takes note of how the upstream is, and says what changed.
+    fn upstream_is(&mut self, now: upstream::Upstream) {
+        let before = std::mem::replace(&mut self.watch.upstream, now);
+        match (before.problem(), self.watch.upstream.problem()) {
+            (None, None) => {}
+            (Some(_), None) => report::log(narrate::upstream_is_back()),
+            // The same trouble may word itself differently each time.
+            (Some(before), Some(now)) if before.kind == now.kind && before.hint == now.hint => {}
+            (_, Some(problem)) => {
+                let notice = narrate::upstream_trouble(problem);
+                ledger::note_trouble(&Trouble {
+                    message: problem.message.clone(),
+                    hint: notice.hint.clone(),
+                    at: server::now(),
+                });
+                report::warning(notice);
+            }
+        }
+    }
+
+    fn leave_upstream(&mut self) {
+        self.upstream.disconnect();
+        self.look = None;
     }
 
     fn write_record(
@@ -242,7 +327,7 @@ impl Worker {
         ledger::count(|counters| counters.nudges += 1);
         match first.as_slice() {
             [] => log::debug!("wrote another running-xacts record at {lsn}"),
-            first => report::log(narrate::nudged(first, lsn)),
+            first => report::log(narrate::nudged(first, lsn, Role::Primary)),
         }
         Ok(())
     }
@@ -270,19 +355,22 @@ impl Worker {
 
     /// Drops what is known of the creations, once.
     fn forget(&mut self) {
-        if !self.watch.episodes.is_empty() {
+        if !self.watch.is_empty() {
             self.watch = Watch::default();
             ledger::publish(&self.watch);
         }
+        self.leave_upstream();
         self.false_alarm = None;
     }
 
     fn nap(&self, tick: Duration) -> Duration {
         let interval = settings::scan_interval();
-        if self.watch.episodes.is_empty() {
-            interval
-        } else {
+        if !self.watch.episodes.is_empty() {
             interval.min(BUSY_NAP).max(tick * SCAN_SHARE)
+        } else if !self.watch.copies.is_empty() {
+            interval.max(COPIES_NAP)
+        } else {
+            interval
         }
     }
 

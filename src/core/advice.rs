@@ -1,9 +1,12 @@
 //! What is being waited for and what an operator can do, in words for someone at 3 a.m.
 
+use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::{Episode, Watch};
 use super::observation::{Holder, Pid, Progress, Role, Slot, SlotName, Transaction};
+use super::replay::{Obstacle, Replay};
 use super::time::{Timestamp, in_words};
+use super::upstream::Upstream;
 
 /// How many blockers a hint gives a remedy for.
 const REMEDIES: usize = 3;
@@ -19,7 +22,7 @@ pub struct Advice {
 /// On a slot that nobody builds.
 pub fn on_slot(slot: &Slot) -> Advice {
     match &slot.progress {
-        Progress::Usable | Progress::Building(_) => Advice::default(),
+        Progress::Usable | Progress::Building(_) | Progress::NotSyncReady => Advice::default(),
         Progress::LeftBehind(holder) => Advice {
             detail: Some("Its creation ended before the slot was usable.".into()),
             hint: Some(drop_slot(&slot.name, *holder)),
@@ -50,31 +53,194 @@ fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> String {
 /// On a creation that goes on.
 pub fn on_creation(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
     match (episode.state, role) {
-        (State::WaitingForTransactions, _) => {
-            on_blockers(episode, &watch.blockers_of(episode), now)
-        }
+        (State::WaitingForTransactions, _) => on_blockers(episode, watch, role, now),
         (State::WaitingForRecord, Role::Primary) => Advice {
             detail: Some(
                 "Waits for a running-xacts record in the WAL, which slot_self_heal writes.".into(),
             ),
             hint: None,
         },
-        (State::WaitingForRecord, Role::Standby) => Advice {
-            detail: Some("Waits for a running-xacts record from the primary.".into()),
-            hint: Some("SELECT pg_log_standby_snapshot(); -- on the primary".into()),
-        },
+        (State::WaitingForRecord, Role::Standby) => on_missing_record(&watch.upstream),
+        (State::WaitingForReplay, _) => on_held_replay(episode, watch.replay.as_ref()),
+        (State::BlockingReplay, _) => on_deadlock(episode, watch.replay.as_ref()),
         (State::Starting, _) if episode.has_waited() => Advice {
             detail: Some("Reads the WAL that was written while it waited.".into()),
             hint: None,
         },
-        (State::Starting | State::Ready | State::Lost, _) => Advice {
+        (State::Starting | State::Ready | State::NotSyncReady | State::Lost, _) => Advice {
             detail: Some("The creation has begun, and nothing is known to be wrong.".into()),
             hint: None,
         },
     }
 }
 
-fn on_blockers(episode: &Episode, blockers: &[&Transaction], now: Timestamp) -> Advice {
+/// On a standby, whose primary has to write it.
+fn on_missing_record(upstream: &Upstream) -> Advice {
+    match upstream {
+        Upstream::NotNeeded | Upstream::Ok => Advice {
+            detail: Some(
+                "Waits for a running-xacts record from the primary, which slot_self_heal asks for \
+                 it."
+                .into(),
+            ),
+            hint: None,
+        },
+        Upstream::Trouble(problem) => Advice {
+            detail: Some(format!(
+                "Waits for a running-xacts record from the primary, and slot_self_heal cannot ask \
+                 for it: {}.",
+                problem.message
+            )),
+            hint: Some(format!(
+                "{}\nSELECT pg_log_standby_snapshot(); -- on the primary: lets this creation go \
+                 on, once",
+                problem.hint
+            )),
+        },
+    }
+}
+
+/// On a standby whose replay does not bring what the creation waits for.
+fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
+    let has_archive = replay.is_some_and(|replay| replay.has_archive);
+    let conflict_ends_after = replay.and_then(Replay::conflict_ends_after);
+    let (detail, hint) = match &episode.obstacle {
+        None => ("Waits for this standby's replay.".to_owned(), None),
+        Some(Obstacle::Paused) => (
+            "Waits for this standby's replay, which is paused.".to_owned(),
+            Some("SELECT pg_wal_replay_resume(); -- on this standby".to_owned()),
+        ),
+        Some(Obstacle::CutOff) if has_archive => (
+            "Waits for WAL, and this standby receives none: it has no WAL receiver, and takes what \
+             restore_command gives it, a whole segment at a time."
+                .to_owned(),
+            Some("SELECT pg_switch_wal(); -- on the primary: ends the segment".to_owned()),
+        ),
+        Some(Obstacle::CutOff) => (
+            "Waits for WAL, and this standby receives none: its WAL receiver is not running."
+                .to_owned(),
+            Some(
+                "-- on this standby: its log says why. Is the primary up, does primary_conninfo \
+                 lead to it, does the slot in primary_slot_name exist there?"
+                    .to_owned(),
+            ),
+        ),
+        Some(Obstacle::Conflict(pids)) => {
+            let list: Vec<String> = pids.iter().map(Pid::to_string).collect();
+            let ends = match conflict_ends_after {
+                Some(delay) => format!("Postgres cancels them after {delay}"),
+                None => "max_standby_streaming_delay is -1, so this does not end by itself".into(),
+            };
+            let hint: Vec<String> = pids
+                .iter()
+                .take(REMEDIES)
+                .map(|pid| format!("SELECT pg_terminate_backend({pid}); -- on this standby"))
+                .collect();
+            (
+                format!(
+                    "Waits for this standby's replay, which waits for other sessions here (pid \
+                     {}); {ends}.",
+                    list.join(", ")
+                ),
+                Some(hint.join("\n")),
+            )
+        }
+        Some(Obstacle::Delayed(delay)) => (
+            format!(
+                "Waits for a record that was written and is replayed here only after \
+                 recovery_min_apply_delay, {}.",
+                in_words(*delay)
+            ),
+            Some(
+                "ALTER SYSTEM SET recovery_min_apply_delay = 0; SELECT pg_reload_conf(); -- on \
+                 this standby, if it need not lag on purpose"
+                    .to_owned(),
+            ),
+        ),
+        Some(Obstacle::Behind(bytes)) => (
+            format!(
+                "Waits for this standby's replay, which is behind: {bytes} bytes of WAL are \
+                 received and not replayed."
+            ),
+            None,
+        ),
+        Some(Obstacle::NotReceived) => (
+            "Waits for WAL that was written on the primary and has not come here yet.".to_owned(),
+            Some(
+                "SELECT application_name, state, sent_lsn, flush_lsn FROM pg_stat_replication; -- \
+                 on the server that this standby receives from"
+                    .to_owned(),
+            ),
+        ),
+    };
+    Advice {
+        detail: Some(detail),
+        hint,
+    }
+}
+
+/// On a creation that replay itself waits for.
+fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
+    let creator = episode.creator.pid;
+    let ends = match replay.and_then(Replay::conflict_ends_after) {
+        Some(delay) => format!("Postgres cancels the creation after {delay}"),
+        None => "max_standby_streaming_delay is -1, so neither ever ends by itself".into(),
+    };
+    Advice {
+        detail: Some(format!(
+            "A deadlock: the creation waits for replay, and replay waits for a snapshot or a lock \
+             of its creator's, pid {creator}; {ends}."
+        )),
+        hint: Some(format!(
+            "SELECT pg_cancel_backend({creator}); -- on this standby: ends the creation. Repeat \
+             it over the replication protocol, or in a transaction that has read nothing else"
+        )),
+    }
+}
+
+/// On a standby's copy of a slot that is not ready yet.
+pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream) -> Advice {
+    let lost = "This copy of the primary's slot is not persisted yet, and would be lost at a \
+                promotion";
+    let name = quote_literal(slot.as_str());
+    let remote = copy.and_then(|copy| copy.remote.as_ref());
+    let (why, hint) = match (remote, upstream.problem()) {
+        (Some(remote), _) if !remote.active => (
+            "the slot on the primary is behind what this standby has kept, and has no consumer \
+             connected that could bring it forward."
+                .to_owned(),
+            Some(format!(
+                "SELECT active, restart_lsn, catalog_xmin FROM pg_replication_slots WHERE \
+                 slot_name = {name}; -- on the primary: start its consumer"
+            )),
+        ),
+        (Some(_), None) => (
+            "the slot on the primary has to come forward first, which takes a running-xacts \
+             record there, and its consumer's confirmation; slot_self_heal asks for the record."
+                .to_owned(),
+            None,
+        ),
+        (_, Some(problem)) => (
+            format!(
+                "slot_self_heal cannot ask the primary for the record that could bring its slot \
+                 forward: {}.",
+                problem.message
+            ),
+            Some(problem.hint.clone()),
+        ),
+        (None, None) => (
+            "slot_self_heal has not asked the primary yet.".to_owned(),
+            None,
+        ),
+    };
+    Advice {
+        detail: Some(format!("{lost}: {why}")),
+        hint,
+    }
+}
+
+fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
+    let blockers = watch.blockers_of(episode);
     let Some(oldest) = blockers.first() else {
         return Advice {
             detail: Some("Waits for a transaction that is just ending.".into()),
@@ -88,24 +254,40 @@ fn on_blockers(episode: &Episode, blockers: &[&Transaction], now: Timestamp) -> 
         Kinship::SameApplication => ", of the same application as the slot's creator",
         Kinship::WaitsForTheSlot => ", which itself waits for the slot",
     };
+    let place = match role {
+        Role::Primary => "",
+        Role::Standby => " on the primary",
+    };
     let detail = if count == 1 {
-        format!("Waits for transaction {} to end: {whose}{kin}.", oldest.xid)
+        format!(
+            "Waits for transaction {}{place} to end: {whose}{kin}.",
+            oldest.xid
+        )
     } else {
         format!(
-            "Waits for {count} transactions to end, the oldest of them {}: {whose}{kin}.",
+            "Waits for {count} transactions{place} to end, the oldest of them {}: {whose}{kin}.",
             oldest.xid
         )
     };
     let mut hint: Vec<String> = blockers
         .iter()
         .take(REMEDIES)
-        .map(|blocker| remedy(episode, blocker, now))
+        .map(|blocker| remedy(episode, blocker, role, now))
         .collect();
     if count > REMEDIES {
         hint.push(format!(
             "-- {} more stand in slot_self_heal_status.blockers",
             count - REMEDIES
         ));
+    }
+    if role == Role::Standby {
+        if let Some(blind) = &watch.blind {
+            hint.push(format!(
+                "GRANT pg_read_all_stats TO {blind}; -- on the primary: lets this standby say \
+                 what those sessions do"
+            ));
+        }
+        hint.extend(watch.upstream.problem().map(|problem| problem.hint.clone()));
     }
     Advice {
         detail: Some(detail),
@@ -141,6 +323,7 @@ fn describe(blocker: &Transaction, now: Timestamp) -> String {
                 quote_literal(gid)
             )
         }
+        Holder::Unknown => "whose it is only the primary knows".to_owned(),
     }
 }
 
@@ -153,12 +336,16 @@ fn doing(blocker: &Transaction, now: Timestamp) -> String {
     }
 }
 
-/// The statement that ends a blocker, and what to know before it is run.
-fn remedy(episode: &Episode, blocker: &Transaction, now: Timestamp) -> String {
+/// The statement that ends a blocker, where to run it and what to know before.
+fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> String {
     let doing = doing(blocker, now);
+    let place = match role {
+        Role::Primary => "",
+        Role::Standby => "on the primary: ",
+    };
     match &blocker.holder {
         Holder::Session(pid) => {
-            let terminate = format!("SELECT pg_terminate_backend({pid}); -- {doing}");
+            let terminate = format!("SELECT pg_terminate_backend({pid}); -- {place}{doing}");
             match kinship(&episode.creator, blocker) {
                 Kinship::None => terminate,
                 Kinship::SameApplication => format!(
@@ -166,32 +353,37 @@ fn remedy(episode: &Episode, blocker: &Transaction, now: Timestamp) -> String {
                      by itself"
                 ),
                 Kinship::WaitsForTheSlot => format!(
-                    "SELECT pg_cancel_backend({pid}); -- it waits for the slot; create the slot \
-                     first, then the subscription WITH (create_slot = false, slot_name = {})",
+                    "SELECT pg_cancel_backend({pid}); -- {place}it waits for the slot; create the \
+                     slot first, then the subscription WITH (create_slot = false, slot_name = {})",
                     quote_literal(episode.slot.as_str())
                 ),
             }
         }
-        Holder::Autovacuum(pid) => {
-            format!("SELECT pg_cancel_backend({pid}); -- autovacuum, which starts again later")
-        }
+        Holder::Autovacuum(pid) => format!(
+            "SELECT pg_cancel_backend({pid}); -- {place}autovacuum, which starts again later"
+        ),
         Holder::Prepared { gid } => {
             let database = on_one_line(blocker.database.as_deref().unwrap_or_default());
             if gid.is_ascii() {
                 let gid = quote_literal(gid);
                 format!(
-                    "ROLLBACK PREPARED {gid}; -- or COMMIT PREPARED; in database {database}, as \
-                     its owner or a superuser"
+                    "ROLLBACK PREPARED {gid}; -- {place}or COMMIT PREPARED; in database {database}, \
+                     as its owner or a superuser"
                 )
             } else {
                 // It is in its own database's encoding, and may not have survived ours.
                 format!(
                     "SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE \
-                     transaction = '{}'; -- and run what it says, in database {database}",
+                     transaction = '{}'; -- {place}and run what it says, in database {database}",
                     blocker.xid
                 )
             }
         }
+        Holder::Unknown => format!(
+            "SELECT pid, usename, state, query FROM pg_stat_activity WHERE backend_xid = '{xid}'; \
+             SELECT gid FROM pg_prepared_xacts WHERE transaction = '{xid}'; -- {place}whose it is",
+            xid = blocker.xid,
+        ),
     }
 }
 

@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use super::episode::Watch;
+use super::diagnosis::State;
+use super::episode::{Episode, Watch};
 use super::observation::{Observation, Role, SlotName};
+
+/// How often the upstream is asked which transactions run while a creation waits for some.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the operator allows, from the settings.
 #[derive(Clone, Copy, Debug)]
@@ -17,27 +21,55 @@ pub struct Policy {
 pub enum Action {
     /// Write one running-xacts record, which serves all these creations.
     WriteRecord(Vec<SlotName>),
+    /// Ask the upstream for one.
+    AskForRecord(Vec<SlotName>),
+    /// Ask the upstream which transactions run and how its slots are doing.
+    AskForNews,
 }
 
-/// The actions that the last scan calls for; one record at most.
+/// The action that the last scan calls for.
 pub fn decide(watch: &Watch, observation: &Observation, policy: &Policy) -> Option<Action> {
-    match observation.role {
-        Role::Primary => {}
-        // Only its primary can write one.
-        Role::Standby => return None,
-    }
-    let slots: Vec<_> = watch
+    let interval = policy.nudge_interval;
+    let creations = watch
         .episodes
         .values()
-        .filter(|episode| episode.wants_record(observation, policy.nudge_interval))
-        .map(|episode| episode.slot.clone())
-        .collect();
+        .filter(|episode| episode.wants_record(observation, interval))
+        .map(|episode| &episode.slot);
+    let copies = watch
+        .copies
+        .iter()
+        .filter(|(_, copy)| copy.wants_record(observation.at, interval))
+        .map(|(slot, _)| slot);
+    let slots: Vec<_> = creations.chain(copies).cloned().collect();
     log::debug!(
-        "{} slots are being built, {} of them need a record",
+        "{} slots are being built, {} slots need a record",
         watch.episodes.len(),
         slots.len()
     );
-    (!slots.is_empty()).then_some(Action::WriteRecord(slots))
+    match observation.role {
+        Role::Primary => (!slots.is_empty()).then_some(Action::WriteRecord(slots)),
+        Role::Standby if !slots.is_empty() => Some(Action::AskForRecord(slots)),
+        Role::Standby => needs_news(watch, observation, interval).then_some(Action::AskForNews),
+    }
+}
+
+fn needs_news(watch: &Watch, observation: &Observation, interval: Duration) -> bool {
+    let now = observation.at;
+    let looked_at = observation.upstream.as_ref().map(|look| look.at);
+    let is_older_than = |age: Duration| {
+        looked_at.is_none_or(|looked_at| now < looked_at || now.since(looked_at) >= age)
+    };
+    let wants = |episode: &Episode| {
+        // Who the blockers are.
+        (episode.state == State::WaitingForTransactions && is_older_than(LOOK_INTERVAL))
+            // Whether the upstream still has the record that does not arrive.
+            || (episode.awaits_replay(observation, interval) && is_older_than(interval))
+    };
+    watch.episodes.values().any(wants)
+        || watch
+            .copies
+            .values()
+            .any(|copy| copy.wants_look(now, interval))
 }
 
 #[cfg(test)]
@@ -66,12 +98,29 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_on_a_standby() {
-        let mut watch = watching(vec![session(700, 1)]);
-        let mut freed = observation(20_000, vec![building("x", CreatorWait::Wal)], Vec::new());
-        watch.update(&freed);
-        assert!(decide(&watch, &freed, &POLICY).is_some());
-        freed.role = Role::Standby;
-        assert_eq!(decide(&watch, &freed, &POLICY), None);
+    fn on_a_standby_the_upstream_is_asked() {
+        let mut watch = Watch::default();
+        let quiet = standby(0, vec![building("x", CreatorWait::Working)], 1000);
+        watch.update(&quiet);
+        let expected = Action::AskForRecord(vec![SlotName::new("x")]);
+        assert_eq!(decide(&watch, &quiet, &POLICY), Some(expected));
+    }
+
+    #[test]
+    fn on_a_standby_the_upstream_is_asked_for_blockers_now_and_then() {
+        let mut watch = Watch::default();
+        let slots = || vec![building("x", CreatorWait::Working)];
+        let mut busy = standby(0, slots(), 990);
+        watch.update(&busy);
+        assert_eq!(decide(&watch, &busy, &POLICY), Some(Action::AskForNews));
+
+        busy.learn(Some(look(0, vec![session(990, 1)]).into()));
+        watch.update(&busy);
+        assert_eq!(decide(&watch, &busy, &POLICY), None);
+
+        let mut later = standby(1000, slots(), 990);
+        later.learn(Some(look(0, vec![session(990, 1)]).into()));
+        watch.update(&later);
+        assert_eq!(decide(&watch, &later, &POLICY), Some(Action::AskForNews));
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::episode::Episode;
-use super::observation::{Creator, CreatorIdentity, CreatorWait, Observation, Role, Transaction};
+use super::observation::{Creator, CreatorIdentity, CreatorWait, Observation, Transaction};
+use super::replay::{Obstacle, Replay};
 use super::xid::Xid;
 
 /// How long an undisturbed creation may take before we say that it waits for something: it loads
@@ -23,6 +24,11 @@ pub enum State {
     Starting,
     WaitingForTransactions,
     WaitingForRecord,
+    /// On a standby: what it waits for can't arrive, or not yet.
+    WaitingForReplay,
+    /// On a standby: replay waits for the creator itself.
+    BlockingReplay,
+    NotSyncReady,
     Lost,
 }
 
@@ -33,6 +39,9 @@ impl State {
             Self::Starting => "starting",
             Self::WaitingForTransactions => "waiting_for_transactions",
             Self::WaitingForRecord => "waiting_for_record",
+            Self::WaitingForReplay => "waiting_for_replay",
+            Self::BlockingReplay => "blocking_replay",
+            Self::NotSyncReady => "not_sync_ready",
             Self::Lost => "lost",
         }
     }
@@ -44,6 +53,8 @@ pub struct Diagnosis {
     pub state: State,
     /// The transactions that must end before the slot can be usable, oldest first.
     pub blockers: Vec<Xid>,
+    /// What keeps replay from bringing what is waited for.
+    pub obstacle: Option<Obstacle>,
 }
 
 impl Diagnosis {
@@ -51,30 +62,78 @@ impl Diagnosis {
         Self {
             state,
             blockers: Vec::new(),
+            obstacle: None,
         }
     }
 }
 
 /// Tells what `creator` waits for, given what is remembered of the creation.
 pub fn diagnose(creator: &Creator, episode: &Episode, observation: &Observation) -> Diagnosis {
-    match creator.wait {
-        CreatorWait::Transaction => Diagnosis {
-            state: State::WaitingForTransactions,
-            blockers: blockers(episode, observation),
-        },
-        // It reads the WAL that was written while it waited, or has not come to waiting yet.
-        CreatorWait::Working if observation.role == Role::Primary => {
-            Diagnosis::of_state(State::Starting)
-        }
-        CreatorWait::Wal | CreatorWait::Unknown | CreatorWait::Working => {
-            let waits = episode.has_waited() || observation.at.since(episode.started) >= PATIENCE;
-            Diagnosis::of_state(if waits {
-                State::WaitingForRecord
-            } else {
-                State::Starting
-            })
-        }
+    match &observation.replay {
+        Some(replay) => on_standby(creator, episode, observation, replay),
+        None => on_primary(creator, episode, observation),
     }
+}
+
+fn on_primary(creator: &Creator, episode: &Episode, observation: &Observation) -> Diagnosis {
+    match creator.wait {
+        CreatorWait::Transaction => waiting_for_transactions(episode, observation),
+        // It reads the WAL that was written while it waited, or has not come to waiting yet.
+        CreatorWait::Working => Diagnosis::of_state(State::Starting),
+        CreatorWait::Wal | CreatorWait::Unknown => waiting_for_record(episode, observation),
+    }
+}
+
+/// No wait event tells here what the creator waits for, so it is told from what replay does and
+/// from what a record needs to be of use.
+fn on_standby(
+    creator: &Creator,
+    episode: &Episode,
+    observation: &Observation,
+    replay: &Replay,
+) -> Diagnosis {
+    let in_flight = episode.schedule.and_then(|schedule| schedule.in_flight());
+    let obstacle = replay.obstacle(in_flight);
+    let waits_for_transactions = episode
+        .schedule
+        .is_some_and(|schedule| schedule.waits_for_transactions(observation.running));
+    let blocks_replay = replay.waits_for.contains(&creator.identity.pid);
+    match obstacle {
+        Some(obstacle) if blocks_replay => Diagnosis {
+            obstacle: Some(obstacle),
+            ..Diagnosis::of_state(State::BlockingReplay)
+        },
+        Some(obstacle) if obstacle.stops_all() => Diagnosis {
+            obstacle: Some(obstacle),
+            ..Diagnosis::of_state(State::WaitingForReplay)
+        },
+        _ if waits_for_transactions => waiting_for_transactions(episode, observation),
+        Some(obstacle)
+            if !obstacle.is_passing() || episode.awaits_replay(observation, PATIENCE) =>
+        {
+            Diagnosis {
+                obstacle: Some(obstacle),
+                ..Diagnosis::of_state(State::WaitingForReplay)
+            }
+        }
+        Some(_) | None => waiting_for_record(episode, observation),
+    }
+}
+
+fn waiting_for_transactions(episode: &Episode, observation: &Observation) -> Diagnosis {
+    Diagnosis {
+        blockers: blockers(episode, observation),
+        ..Diagnosis::of_state(State::WaitingForTransactions)
+    }
+}
+
+fn waiting_for_record(episode: &Episode, observation: &Observation) -> Diagnosis {
+    let waits = episode.has_waited() || observation.at.since(episode.started) >= PATIENCE;
+    Diagnosis::of_state(if waits {
+        State::WaitingForRecord
+    } else {
+        State::Starting
+    })
 }
 
 fn blockers(episode: &Episode, observation: &Observation) -> Vec<Xid> {
@@ -87,9 +146,8 @@ fn blockers(episode: &Episode, observation: &Observation) -> Vec<Xid> {
         .transactions
         .iter()
         .filter(|transaction| {
-            episode
-                .schedule
-                .must_end(transaction.xid, lasting(transaction))
+            let schedule = episode.schedule.as_ref();
+            schedule.is_some_and(|s| s.must_end(transaction.xid, lasting(transaction)))
         })
         .map(|transaction| transaction.xid)
         .collect()

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::copy::UnreadyCopy;
 use super::diagnosis::{self, State};
 use super::observation::{
-    Creator, CreatorIdentity, CreatorWait, Observation, Progress, Slot, SlotName, Transaction,
+    Creator, CreatorIdentity, CreatorWait, Observation, Progress, Role, Slot, SlotName, Transaction,
 };
-use super::schedule::{Running, Schedule, Waiting};
+use super::replay::{Obstacle, Replay};
+use super::schedule::{Schedule, Waiting};
 use super::time::Timestamp;
+use super::upstream::{Record, Upstream};
 use super::xid::{Lsn, Xid};
 
 /// The least time between two log lines about one creation's blockers. On a busy server they end
@@ -33,14 +36,19 @@ pub struct Episode {
     pub blockers: Vec<Xid>,
     /// How many of them were left out where there was not room for all.
     pub more_blockers: usize,
-    pub schedule: Schedule,
-    /// Records that we wrote for it.
+    /// As in [`diagnosis::Diagnosis`].
+    pub obstacle: Option<Obstacle>,
+    /// `None` until the slot has its `restart_lsn` and, on a standby, its `catalog_xmin`: no record
+    /// counts before.
+    pub schedule: Option<Schedule>,
+    /// Records that we wrote, or asked the upstream for, on its behalf.
     pub nudges: u32,
     pub last_nudge: Option<Nudge>,
     pub waited: Waited,
     restart_lsn: Option<Lsn>,
     /// As of the last scan.
     wait: CreatorWait,
+    role: Role,
     last_seen: Timestamp,
     told: Option<Told>,
 }
@@ -58,13 +66,16 @@ pub struct Nudge {
 pub struct Waited {
     pub for_transactions: Duration,
     pub for_record: Duration,
+    pub for_replay: Duration,
 }
 
-/// The blockers that the log was last told of.
+/// What the log was last told of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
     at: Timestamp,
+    state: State,
     blockers: Vec<Xid>,
+    obstacle: Option<Obstacle>,
     /// Until they may be told of again.
     pause: Duration,
 }
@@ -95,6 +106,8 @@ impl Episode {
     fn begin(slot: &Slot, creator: &Creator, observation: &Observation) -> Self {
         let now = observation.at;
         Self {
+            role: observation.role,
+            obstacle: None,
             slot: slot.name.clone(),
             database: slot.database.clone(),
             creator: creator.identity.clone(),
@@ -103,7 +116,7 @@ impl Episode {
             state_since: now,
             blockers: Vec::new(),
             more_blockers: 0,
-            schedule: Schedule::with_own_record(running(observation), now),
+            schedule: None,
             nudges: 0,
             last_nudge: None,
             waited: Waited::default(),
@@ -119,6 +132,11 @@ impl Episode {
     fn is_creation_of(&self, slot: &Slot, creator: &Creator) -> bool {
         self.creator == creator.identity
             && (self.restart_lsn.is_none() || self.restart_lsn == slot.restart_lsn)
+    }
+
+    /// The server's role when it was last seen.
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     /// Whether it was ever seen to wait for transactions.
@@ -137,7 +155,8 @@ impl Episode {
         match self.state {
             State::WaitingForTransactions => self.waited.for_transactions += passed,
             State::WaitingForRecord => self.waited.for_record += passed,
-            State::Starting | State::Ready | State::Lost => {}
+            State::WaitingForReplay | State::BlockingReplay => self.waited.for_replay += passed,
+            State::Starting | State::Ready | State::NotSyncReady | State::Lost => {}
         }
         self.last_seen = now;
     }
@@ -152,14 +171,18 @@ impl Episode {
         }))
     }
 
-    fn observe(&mut self, slot: &Slot, creator: &Creator, observation: &Observation) {
+    fn observe(
+        &mut self,
+        slot: &Slot,
+        creator: &Creator,
+        observation: &Observation,
+        sent: Option<&Sent>,
+    ) {
         let now = observation.at;
         self.pass(now);
         self.restart_lsn = slot.restart_lsn;
         self.wait = creator.wait;
-        if self.wait == CreatorWait::Transaction {
-            self.schedule.creator_waits(running(observation));
-        }
+        self.follow(slot, observation, sent);
 
         let diagnosis = diagnosis::diagnose(creator, self, observation);
         if self.state != diagnosis.state {
@@ -168,39 +191,112 @@ impl Episode {
         }
         self.blockers = diagnosis.blockers;
         self.more_blockers = 0;
+        self.obstacle = diagnosis.obstacle;
+    }
+
+    /// Follows the builder.
+    fn follow(&mut self, slot: &Slot, observation: &Observation, sent: Option<&Sent>) {
+        let (now, running) = (observation.at, observation.running);
+        let was_promoted = self.role == Role::Standby && observation.role == Role::Primary;
+        self.role = observation.role;
+        let upstream = observation.upstream.as_ref();
+        let position = upstream.and_then(|look| look.position);
+        let is_lost =
+            |schedule: &Schedule| position.is_some_and(|position| schedule.is_lost(position));
+        let Some(restart_lsn) = slot.restart_lsn else {
+            return;
+        };
+        match (observation.role, &mut self.schedule) {
+            (Role::Primary, None) => self.schedule = Some(Schedule::with_own_record(running, now)),
+            (Role::Primary, Some(schedule)) if was_promoted => schedule.promoted(running),
+            (Role::Standby, Some(schedule)) if !is_lost(schedule) => {
+                if let Some(replay) = &observation.replay {
+                    schedule.replayed(replay.replayed, running, now);
+                }
+            }
+            (Role::Standby, _) => {
+                self.schedule = slot.catalog_xmin.map(|horizon| {
+                    let mut schedule = Schedule::without_record(horizon, now);
+                    // One that was asked for on another slot's behalf may serve this one.
+                    if let Some(sent) = sent.filter(|sent| sent.record.lsn > restart_lsn) {
+                        schedule.requested(sent.record.lsn, sent.record.running, sent.at);
+                    }
+                    schedule
+                });
+            }
+            (Role::Primary, Some(_)) => {}
+        }
+        if let (CreatorWait::Transaction, Some(schedule)) = (self.wait, &mut self.schedule) {
+            schedule.creator_waits(running);
+        }
     }
 
     /// Whether a record would serve this creation now.
     pub fn wants_record(&self, observation: &Observation, nudge_interval: Duration) -> bool {
-        let waiting = match self.wait {
-            CreatorWait::Transaction => Waiting::ForTransaction,
-            CreatorWait::Wal | CreatorWait::Unknown => Waiting::NotKnown,
+        let waiting = match (observation.role, self.wait) {
+            (Role::Primary, CreatorWait::Transaction) => Waiting::ForTransaction,
             // It has WAL to read; whether it needs a record shows when it has read it.
-            CreatorWait::Working => return false,
+            (Role::Primary, CreatorWait::Working) => return false,
+            // An undisturbed creation on a primary needs none; it is seldom seen twice.
+            (Role::Primary, _) if !self.lasts() => return false,
+            (Role::Primary, CreatorWait::Wal | CreatorWait::Unknown) => Waiting::ForAnythingElse,
+            (Role::Standby, CreatorWait::Wal) => Waiting::ForWal,
+            (
+                Role::Standby,
+                CreatorWait::Working | CreatorWait::Unknown | CreatorWait::Transaction,
+            ) => Waiting::NotKnown,
         };
-        // An undisturbed creation needs none; it is seldom seen twice.
-        self.lasts()
-            && self.schedule.wants_record(
-                running(observation),
-                waiting,
-                observation.at,
-                nudge_interval,
-            )
+        // As long as records can't arrive there is no reason to try one more.
+        let is_held = self
+            .obstacle
+            .as_ref()
+            .is_some_and(|obstacle| !obstacle.is_passing());
+        let patience = if is_held {
+            Duration::MAX
+        } else {
+            nudge_interval
+        };
+        self.schedule.is_some_and(|schedule| {
+            schedule.wants_record(observation.running, waiting, observation.at, patience)
+        })
+    }
+
+    /// Whether a record has been on its way for so long.
+    pub fn awaits_replay(&self, observation: &Observation, patience: Duration) -> bool {
+        self.schedule
+            .is_some_and(|schedule| schedule.awaits_replay(observation.at, patience))
     }
 
     fn telling(&mut self) -> Option<Telling> {
-        if self.state != State::WaitingForTransactions {
-            return None;
+        let lasts = self.last_seen.since(self.state_since) >= RETELL;
+        match (self.state, self.role) {
+            (State::WaitingForTransactions, Role::Primary) => {}
+            // A standby has to ask whom it waits for, and replay stumbles now and then.
+            (State::WaitingForTransactions, Role::Standby) if lasts => {}
+            (State::WaitingForReplay | State::BlockingReplay, _) if lasts => {}
+            (
+                State::WaitingForTransactions
+                | State::WaitingForReplay
+                | State::BlockingReplay
+                | State::WaitingForRecord
+                | State::Starting
+                | State::Ready
+                | State::NotSyncReady
+                | State::Lost,
+                _,
+            ) => return None,
         }
         let (telling, pause) = match &self.told {
             None => (Telling::First, RETELL),
-            Some(told) if told.blockers == self.blockers => return None,
+            Some(told) if told.says(self) => return None,
             Some(told) if self.last_seen.since(told.at) < told.pause => return None,
             Some(told) => (Telling::Again, (told.pause * 2).min(RETELL_SELDOM)),
         };
         self.told = Some(Told {
             at: self.last_seen,
+            state: self.state,
             blockers: self.blockers.clone(),
+            obstacle: self.obstacle.clone(),
             pause,
         });
         Some(telling)
@@ -212,11 +308,22 @@ impl Episode {
     }
 }
 
-fn running(observation: &Observation) -> Running {
-    Running {
-        oldest: observation.oldest_running(),
-        next: observation.next_xid,
+impl Told {
+    fn says(&self, episode: &Episode) -> bool {
+        let same_obstacle = match (&self.obstacle, &episode.obstacle) {
+            (Some(these), Some(those)) => these.is_like(those),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        self.state == episode.state && self.blockers == episode.blockers && same_obstacle
     }
+}
+
+/// A record that the upstream was last asked for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Sent {
+    pub at: Timestamp,
+    pub record: Record,
 }
 
 /// Every creation that goes on.
@@ -229,6 +336,14 @@ pub struct Watch {
     pub blockers: Vec<Transaction>,
     /// How many episodes were left out where there was not room for all.
     pub more_episodes: usize,
+    /// A standby's copies of slots that are not ready yet.
+    pub copies: BTreeMap<SlotName, UnreadyCopy>,
+    /// As of the last scan, on a standby.
+    pub replay: Option<Replay>,
+    pub upstream: Upstream,
+    /// The role that may not see the primary's sessions, as the upstream says.
+    pub blind: Option<String>,
+    sent: Option<Sent>,
 }
 
 /// A creation that has ended.
@@ -245,6 +360,8 @@ impl Watch {
     /// Takes in what a scan saw. Returns what is worth saying.
     pub fn update(&mut self, observation: &Observation) -> Vec<Change> {
         let mut before = std::mem::take(&mut self.episodes);
+        let mut copies_before = std::mem::take(&mut self.copies);
+        self.learn(observation);
         let mut changes = Vec::new();
         for slot in &observation.slots {
             let remembered = before.remove(&slot.name);
@@ -258,7 +375,7 @@ impl Watch {
                         }
                         None => Episode::begin(slot, creator, observation),
                     };
-                    episode.observe(slot, creator, observation);
+                    episode.observe(slot, creator, observation, self.sent.as_ref());
                     if let Some(telling) = episode.telling() {
                         changes.push(Change::Waits(telling, slot.name.clone()));
                     }
@@ -266,6 +383,16 @@ impl Watch {
                 }
                 (Progress::Usable, Some(episode)) => {
                     changes.push(episode.end(Outcome::Ready, slot.restart_lsn, observation.at));
+                }
+                (Progress::NotSyncReady, remembered) => {
+                    let mut copy = copies_before
+                        .remove(&slot.name)
+                        .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
+                    copy.observe(&slot.name, observation);
+                    self.copies.insert(slot.name.clone(), copy);
+                    let ended =
+                        remembered.map(|episode| episode.end(Outcome::Gone, None, observation.at));
+                    changes.extend(ended);
                 }
                 (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
                     changes.push(episode.end(Outcome::Gone, None, observation.at));
@@ -277,6 +404,22 @@ impl Watch {
         changes.extend(vanished.map(|episode| episode.end(Outcome::Gone, None, observation.at)));
         self.blockers = self.blockers_among(&observation.transactions);
         changes
+    }
+
+    fn learn(&mut self, observation: &Observation) {
+        self.replay.clone_from(&observation.replay);
+        if let Some(look) = &observation.upstream {
+            self.blind.clone_from(&look.blind);
+        }
+        if observation.role == Role::Primary {
+            self.upstream = Upstream::NotNeeded;
+            self.sent = None;
+        }
+    }
+
+    /// Whether there is anything to watch.
+    pub fn is_empty(&self) -> bool {
+        self.episodes.is_empty() && self.copies.is_empty()
     }
 
     fn blockers_among(&self, transactions: &[Transaction]) -> Vec<Transaction> {
@@ -300,21 +443,54 @@ impl Watch {
         nudge: Nudge,
         observation: &Observation,
     ) -> Vec<SlotName> {
-        let mut first = Vec::new();
-        for (name, episode) in &mut self.episodes {
+        for episode in self.episodes.values_mut() {
             // One that waits for a transaction reads nothing before that has ended, and then a
             // record of its own.
-            if episode.wait != CreatorWait::Transaction {
-                episode
-                    .schedule
-                    .recorded(running(observation), observation.at);
+            if episode.wait != CreatorWait::Transaction
+                && let Some(schedule) = &mut episode.schedule
+            {
+                schedule.recorded(observation.running, observation.at);
             }
-            if slots.contains(name) {
+        }
+        self.count_nudge(slots, nudge)
+    }
+
+    /// The upstream wrote a record on behalf of `slots`; it serves every creation that goes on.
+    /// Returns those of `slots` for which it is the first.
+    pub fn requested(
+        &mut self,
+        slots: &[SlotName],
+        record: Record,
+        now: Timestamp,
+    ) -> Vec<SlotName> {
+        for episode in self.episodes.values_mut() {
+            if let Some(schedule) = &mut episode.schedule {
+                schedule.requested(record.lsn, record.running, now);
+            }
+        }
+        self.sent = Some(Sent { at: now, record });
+        let nudge = Nudge {
+            at: now,
+            lsn: record.lsn,
+        };
+        self.count_nudge(slots, nudge)
+    }
+
+    fn count_nudge(&mut self, slots: &[SlotName], nudge: Nudge) -> Vec<SlotName> {
+        let mut first = Vec::new();
+        for name in slots {
+            if let Some(episode) = self.episodes.get_mut(name) {
                 if episode.nudges == 0 {
                     first.push(name.clone());
                 }
                 episode.nudges += 1;
                 episode.last_nudge = Some(nudge);
+            }
+            if let Some(copy) = self.copies.get_mut(name) {
+                if copy.nudges == 0 {
+                    first.push(name.clone());
+                }
+                copy.recorded(nudge);
             }
         }
         first
@@ -425,13 +601,12 @@ mod tests {
             observation(at, slots.into(), vec![session(700, 1)])
         };
         watch.update(&busy(0));
-        let mut freed = busy(5000);
-        freed.transactions.clear();
-        freed.slots = vec![
+        let slots = vec![
             building("x", CreatorWait::Wal),
             building("y", CreatorWait::Unknown),
             building("z", CreatorWait::Transaction),
         ];
+        let freed = observation(5000, slots, Vec::new());
         watch.update(&freed);
         let wants: Vec<_> = watch
             .episodes

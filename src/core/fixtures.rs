@@ -1,8 +1,12 @@
 //! Observations for the unit tests of this module tree.
 
+use std::time::Duration;
+
 use super::episode::Watch;
 use super::observation::*;
+use super::replay::Replay;
 use super::time::Timestamp;
+use super::upstream::Look;
 use super::xid::{Lsn, Xid};
 
 pub fn xid(xid: u32) -> Xid {
@@ -37,6 +41,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         database: "app".into(),
         plugin: "pgoutput".into(),
         restart_lsn: Some(Lsn::new(1 << 24)),
+        catalog_xmin: Some(xid(1000)),
         progress,
         retained_wal: Some(56),
         wal_status: Some("reserved".into()),
@@ -88,9 +93,51 @@ pub fn observation(
     Observation {
         at: at(milliseconds),
         role: Role::Primary,
-        next_xid: xid(1000),
+        running: Running::of(&transactions, xid(1000)),
         slots,
         transactions,
+        replay: None,
+        upstream: None,
+    }
+}
+
+/// A standby that has replayed all its primary wrote, its next xid 1000.
+pub fn standby(milliseconds: i64, slots: Vec<Slot>, oldest: u32) -> Observation {
+    let mut observation = Observation {
+        role: Role::Standby,
+        running: Running {
+            oldest: xid(oldest),
+            next: xid(1000),
+        },
+        replay: Some(replay(1 << 25)),
+        ..observation(milliseconds, slots, Vec::new())
+    };
+    observation.learn(None);
+    observation
+}
+
+pub fn replay(replayed: u64) -> Replay {
+    Replay {
+        replayed: Lsn::new(replayed),
+        received: Some(Lsn::new(replayed)),
+        paused: false,
+        receives: true,
+        has_archive: false,
+        apply_delay: Duration::ZERO,
+        conflict_delay: "30s".into(),
+        waits_for: Vec::new(),
+    }
+}
+
+/// What a primary with these transactions answers, its next xid 1000.
+pub fn look(milliseconds: i64, transactions: Vec<Transaction>) -> Look {
+    Look {
+        at: at(milliseconds),
+        running: Some(Running::of(&transactions, xid(1000))),
+        transactions,
+        position: Some(Lsn::new(1 << 25)),
+        blind: None,
+        slots: Vec::new(),
     }
 }
 

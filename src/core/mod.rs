@@ -13,13 +13,16 @@
 #![forbid(unsafe_code)]
 
 pub mod advice;
+pub mod copy;
 pub mod decision;
 pub mod diagnosis;
 pub mod episode;
 #[cfg(test)]
 mod fixtures;
 pub mod observation;
+pub mod replay;
 pub mod schedule;
 pub mod status;
 pub mod time;
+pub mod upstream;
 pub mod xid;

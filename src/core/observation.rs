@@ -1,11 +1,15 @@
 //! What one scan saw of the server.
 
 use std::fmt;
+use std::rc::Rc;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::replay::Replay;
 use super::time::Timestamp;
+use super::upstream::{Introduction, Look, RemoteSlot};
 use super::xid::{Lsn, Xid};
 
 /// The longest part of a blocker's query that is kept, in bytes. The server itself keeps
@@ -73,31 +77,82 @@ impl fmt::Display for Pid {
     }
 }
 
+/// What a running-xacts record would say if it were written now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// `oldestRunningXid`; the same as `next` when no transaction runs.
+    pub oldest: Xid,
+    /// `nextXid`
+    pub next: Xid,
+}
+
+impl Running {
+    /// Of the transactions that run, oldest first, and the id that the next one will get.
+    pub fn of(transactions: &[Transaction], next: Xid) -> Self {
+        Self {
+            oldest: transactions.first().map_or(next, |oldest| oldest.xid),
+            next,
+        }
+    }
+
+    pub fn is_idle(self) -> bool {
+        self.oldest == self.next
+    }
+
+    /// Of two reports on the same primary, whatever each says has ended has ended.
+    pub fn or_later(self, other: Self) -> Self {
+        let later = |a: Xid, b: Xid| if a.precedes(b) { b } else { a };
+        Self {
+            oldest: later(self.oldest, other.oldest),
+            next: later(self.next, other.next),
+        }
+    }
+}
+
 /// Everything that one scan saw, all of it within one transaction.
 #[derive(Debug)]
 pub struct Observation {
     pub at: Timestamp,
     pub role: Role,
-    /// The id that the next transaction will get, read after the transactions were listed.
-    pub next_xid: Xid,
+    /// Read after the transactions were listed. On a standby as far as its primary's WAL was
+    /// replayed, or later, as far as the primary was asked.
+    pub running: Running,
     /// Every logical slot.
     pub slots: Vec<Slot>,
-    /// Every transaction that has an xid, oldest first. Empty on a standby: it has none of its own.
+    /// Every transaction that has an xid, oldest first. On a standby, which has none of its own,
+    /// its primary's.
     pub transactions: Vec<Transaction>,
+    /// On a standby.
+    pub replay: Option<Replay>,
+    /// What the upstream said last, if it was asked.
+    pub upstream: Option<Rc<Look>>,
 }
 
 impl Observation {
-    /// As `xl_running_xacts.oldestRunningXid`: the next xid when nothing runs.
-    pub fn oldest_running(&self) -> Xid {
-        self.transactions
-            .first()
-            .map_or(self.next_xid, |oldest| oldest.xid)
+    /// Adds what the upstream said of its primary, which may be some time ago.
+    pub fn learn(&mut self, look: Option<Rc<Look>>) {
+        if let Some(running) = look.as_ref().and_then(|look| look.running) {
+            self.running = self.running.or_later(running);
+        }
+        self.transactions = match &look {
+            Some(look) if look.running.is_some() => {
+                let runs =
+                    |transaction: &&Transaction| !transaction.xid.precedes(self.running.oldest);
+                look.transactions.iter().filter(runs).cloned().collect()
+            }
+            _ if self.running.is_idle() => Vec::new(),
+            _ => vec![Transaction::of_unknown(self.running.oldest)],
+        };
+        self.upstream = look;
     }
 
     pub fn sees_a_creation(&self) -> bool {
-        self.slots
-            .iter()
-            .any(|slot| matches!(slot.progress, Progress::Building(_)))
+        self.slots.iter().any(|slot| {
+            matches!(
+                slot.progress,
+                Progress::Building(_) | Progress::NotSyncReady
+            )
+        })
     }
 }
 
@@ -108,6 +163,7 @@ pub struct Slot {
     pub database: String,
     pub plugin: String,
     pub restart_lsn: Option<Lsn>,
+    pub catalog_xmin: Option<Xid>,
     pub progress: Progress,
     /// Bytes of WAL held back; `None` before WAL was reserved and once it is lost.
     pub retained_wal: Option<i64>,
@@ -128,6 +184,9 @@ pub enum Progress {
     /// Never became usable, and nobody works on it: what a failed creation left, and the idle
     /// session that still holds it, if any.
     LeftBehind(Option<Pid>),
+    /// A standby's copy of its primary's slot that was not persisted yet: it would be lost at a
+    /// promotion (`slotsync.c`).
+    NotSyncReady,
     /// Postgres gave it up; with its reason, where the server tells one.
     Invalidated(Option<String>),
 }
@@ -156,7 +215,8 @@ pub struct CreatorIdentity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CreatorWait {
     /// For another transaction's end: `SnapBuildWaitSnapshot` takes a lock on its xid. Only on a
-    /// primary; on a standby the same wait polls, without a lock (`XactLockTableWait`, `lmgr.c`).
+    /// primary; on a standby the same wait polls, without a lock (`XactLockTableWait`, `lmgr.c`),
+    /// so that a walsender seems to work then.
     Transaction,
     /// A walsender for WAL that is not there yet (`WalSndWaitForWal`).
     Wal,
@@ -221,20 +281,39 @@ pub enum Holder {
     Prepared {
         gid: String,
     },
+    /// Known by its xid only, as a standby knows its primary's.
+    Unknown,
 }
 
 impl Transaction {
+    fn of_unknown(xid: Xid) -> Self {
+        Self {
+            xid,
+            holder: Holder::Unknown,
+            database: None,
+            usename: None,
+            application_name: None,
+            client_addr: None,
+            state: None,
+            state_since: None,
+            started: None,
+            xact_start: None,
+            query: None,
+            waits_for_walsender: false,
+        }
+    }
+
     pub fn pid(&self) -> Option<Pid> {
         match self.holder {
             Holder::Session(pid) | Holder::Autovacuum(pid) => Some(pid),
-            Holder::Prepared { .. } => None,
+            Holder::Prepared { .. } | Holder::Unknown => None,
         }
     }
 
     pub fn gid(&self) -> Option<&str> {
         match &self.holder {
             Holder::Prepared { gid } => Some(gid),
-            Holder::Session(_) | Holder::Autovacuum(_) => None,
+            Holder::Session(_) | Holder::Autovacuum(_) | Holder::Unknown => None,
         }
     }
 }
@@ -300,6 +379,7 @@ impl<'a> Row<'a> {
             database: self.text("database")?,
             plugin: self.text("plugin")?,
             restart_lsn: self.optional("restart_lsn")?,
+            catalog_xmin: self.optional("catalog_xmin")?,
             retained_wal: self.optional("retained_wal")?,
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
@@ -311,6 +391,9 @@ impl<'a> Row<'a> {
     fn progress(&mut self) -> Result<Progress, UnreadableRow> {
         if self.required("invalidated")? {
             return Ok(Progress::Invalidated(self.optional("invalidation_reason")?));
+        }
+        if self.required("not_sync_ready")? {
+            return Ok(Progress::NotSyncReady);
         }
         if self.required("usable")? {
             return Ok(Progress::Usable);
@@ -356,6 +439,59 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// Reads the row of `sql/replay.sql`.
+    pub fn into_replay(mut self) -> Result<Replay, UnreadableRow> {
+        let waits_for = self.text("waits_for")?;
+        let mut waits_for: Vec<Pid> = waits_for
+            .split(',')
+            .filter_map(|pid| Pid::new(pid.parse().ok()?))
+            .collect();
+        waits_for.sort_by_key(|pid| pid.get());
+        waits_for.dedup();
+        Ok(Replay {
+            // NULL only before anything was replayed, when nobody can be connected yet.
+            replayed: self.optional("replayed")?.unwrap_or(Lsn::new(0)),
+            received: self.optional("received")?,
+            paused: self.required("paused")?,
+            receives: self.required("receives")?,
+            has_archive: self.required("has_archive")?,
+            apply_delay: Duration::from_millis(self.required("apply_delay")?),
+            conflict_delay: self.required("conflict_delay")?,
+            waits_for,
+        })
+    }
+
+    /// Reads the row of `sql/upstream.sql`.
+    pub fn into_introduction(mut self) -> Result<Introduction, UnreadableRow> {
+        Ok(Introduction {
+            in_recovery: self.required("in_recovery")?,
+            version: self.required("version")?,
+            system_identifier: self.required("system_identifier")?,
+            role: self.required("role")?,
+            database: self.required("database")?,
+            extension_schema: self.optional("extension_schema")?,
+            may_use_extension: self.required("may_use_extension")?,
+            may_use_core: self.optional("may_use_core")?,
+            sees_all: self.required("sees_all")?,
+            position: self.optional("position")?,
+            next_xid: self.required("next_xid")?,
+        })
+    }
+
+    /// Reads a row of `sql/remote_slots.sql`.
+    pub fn into_remote_slot(mut self) -> Result<RemoteSlot, UnreadableRow> {
+        Ok(RemoteSlot {
+            name: SlotName::new(self.required::<String>("slot_name")?),
+            restart_lsn: self.optional("restart_lsn")?,
+            active: self.required("active")?,
+        })
+    }
+
+    /// Reads the answer to a request for a record: where it ends, and the next xid after it.
+    pub fn into_answer(mut self) -> Result<(Lsn, Xid), UnreadableRow> {
+        Ok((self.required("lsn")?, self.required("next_xid")?))
+    }
+
     /// Reads a row of `sql/transactions.sql`.
     pub fn into_transaction(mut self) -> Result<Transaction, UnreadableRow> {
         let backend_type = self.text("backend_type")?;
@@ -398,6 +534,7 @@ mod tests {
         ("database", Some("app")),
         ("plugin", Some("pgoutput")),
         ("restart_lsn", Some("0/1743BE0")),
+        ("catalog_xmin", Some("700")),
         ("usable", Some("false")),
         ("invalidated", Some("false")),
         ("invalidation_reason", None),
@@ -405,6 +542,7 @@ mod tests {
         ("wal_status", Some("reserved")),
         ("safe_wal_size", None),
         ("synced", Some("false")),
+        ("not_sync_ready", Some("false")),
         ("creator_pid", Some("100")),
         ("creator_type", Some("walsender")),
         ("creator_application", Some("sub")),

@@ -4,95 +4,86 @@
 //! (`SnapBuildFindSnapshot`, `snapbuild.c`):
 //!
 //! ```text
-//!            first record          oldestRunningXid >= N1       oldestRunningXid >= N2
-//!  START ─────────────────► BUILDING ─────────────────► FULL ─────────────────► CONSISTENT
-//!            N1 = its nextXid           N2 = its nextXid                            ▲
-//!    └──────────────────── any record without a running transaction ─────────────────┘
+//!       oldestRunningXid >= N0    oldestRunningXid >= N1    oldestRunningXid >= N2
+//!  START ────────────────► BUILDING ────────────────► FULL ────────────────► CONSISTENT
+//!    │    N1 = its nextXid       N2 = its nextXid                                ▲
+//!    └────── a record of N0 or later that names no running transaction ──────────┘
 //! ```
+//!
+//! `N0` is the slot's `catalog_xmin`: on a standby the id that its next transaction had when the
+//! creation began. A primary writes the first record itself, with nothing older than that running.
 //!
 //! So one to three records suffice, each only once the transactions that ran at the one before
 //! have ended, and any other record is wasted. The builder's phase is private to its process;
-//! [`Schedule`] follows it from outside.
+//! [`Schedule`] follows it from outside. Records of others move a builder as well. They need not
+//! be seen: each of ours is written when the transactions of our last one have ended, and so have
+//! those of any record before it. Whatever others did, it takes a step.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::observation::Running;
 use super::time::Timestamp;
-use super::xid::Xid;
+use super::xid::{Lsn, Xid};
 
-/// What a running-xacts record would say if it were written now.
-#[derive(Clone, Copy, Debug)]
-pub struct Running {
-    /// `oldestRunningXid`; the same as `next` when no transaction runs.
-    pub oldest: Xid,
-    /// `nextXid`
-    pub next: Xid,
-}
-
-/// Whether the creator was seen to wait for a transaction.
+/// What is seen of the creator's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiting {
     ForTransaction,
-    /// For something else, or nobody can tell.
+    /// On a primary, where a wait for a transaction would be seen. A record that moved the builder
+    /// shows there: the creator waits again, or is ready.
+    ForAnythingElse,
+    /// On a standby, a walsender: for WAL, and so not for a transaction.
+    ForWal,
+    /// On a standby otherwise: for a transaction or for WAL.
     NotKnown,
 }
 
 /// Follows one slot's builder.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Schedule {
-    needs: Needs,
     phase: Phase,
-    waits: Waits,
+    /// The next record is of use once all transactions before this one have ended. `None`: no
+    /// record is known to be of use, as the last one named no running transaction, or was the last
+    /// that can be needed.
+    needs: Option<Xid>,
     /// Records of ours since the creator was last seen to wait for a transaction.
     unanswered: u32,
-    /// The last record, or the creation's first sight.
+    /// The last record, or its arrival, or the creation's first sight.
     last: Timestamp,
-}
-
-/// The builder takes three steps at most, so no more records than that can be of use.
-const STEPS: u32 = 3;
-
-/// Whether it can be seen when the creator waits for a transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Waits {
-    /// On a primary. A record that moved the builder shows: the creator waits again, or is ready.
-    Seen,
-    /// On a standby.
-    Unseen,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Needs {
-    /// A record, whatever it says: none came after the slot's `restart_lsn` yet.
-    FirstRecord,
-    /// A record written after all transactions before this one have ended.
-    RecordAfter(Xid),
-    /// Nothing that is known of: the last record named no running transaction.
-    Nothing,
+    /// The last record, while it is on its way from the upstream.
+    in_flight: Option<Flight>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
-    /// START or BUILDING: whatever runs when this phase ends will be waited for as well.
-    First,
-    /// FULL: only what ran when it was reached is waited for.
-    Second,
+    Start,
+    /// Whatever runs when this phase ends will be waited for as well.
+    Building,
+    /// Only what ran when it was reached is waited for.
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Flight {
+    /// Where the record ends in the WAL.
+    lsn: Lsn,
+    /// Whether it is known what the record says.
+    read: bool,
 }
 
 impl Schedule {
-    /// For a creator whose first record somebody else has to write: a standby's.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "standbys are only watched so far")
-    )]
-    pub fn without_record(now: Timestamp) -> Self {
+    /// For a creator on a standby, whose records somebody else has to write.
+    ///
+    /// `horizon`: the slot's `catalog_xmin`. Records that name an older transaction are passed over.
+    pub fn without_record(horizon: Xid, now: Timestamp) -> Self {
         Self {
-            needs: Needs::FirstRecord,
-            phase: Phase::First,
-            waits: Waits::Unseen,
+            phase: Phase::Start,
+            needs: Some(horizon),
             unanswered: 0,
             last: now,
+            in_flight: None,
         }
     }
 
@@ -101,11 +92,11 @@ impl Schedule {
     /// what began in between is taken for running at the record.
     pub fn with_own_record(running: Running, now: Timestamp) -> Self {
         let mut schedule = Self {
-            needs: Needs::FirstRecord,
-            phase: Phase::First,
-            waits: Waits::Seen,
+            phase: Phase::Start,
+            needs: None,
             unanswered: 0,
             last: now,
+            in_flight: None,
         };
         schedule.recorded(running, now);
         schedule.unanswered = 0;
@@ -116,36 +107,87 @@ impl Schedule {
     pub fn creator_waits(&mut self, running: Running) {
         self.unanswered = 0;
         match self.needs {
-            Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
+            Some(bound) if running.oldest.precedes(bound) => return,
             // Those of the last record have ended, and the creator waits again: it took a step.
-            Needs::RecordAfter(_) => self.phase = Phase::Second,
-            Needs::FirstRecord | Needs::Nothing => {}
+            Some(_) => self.phase = self.phase.next(),
+            None => {}
         }
-        self.needs = Needs::RecordAfter(running.next);
+        self.needs = Some(running.next);
     }
 
     /// A record was written that says `running`.
     pub fn recorded(&mut self, running: Running, now: Timestamp) {
         self.unanswered += 1;
         self.last = now;
-        match self.needs {
-            Needs::RecordAfter(bound) if running.oldest.precedes(bound) => return,
-            Needs::RecordAfter(_) => self.phase = Phase::Second,
-            Needs::FirstRecord | Needs::Nothing => {}
+        if self.waits_for_transactions(running) {
+            return;
         }
-        self.needs = if running.oldest == running.next {
-            Needs::Nothing
-        } else {
-            Needs::RecordAfter(running.next)
-        };
+        // As the builder does: a record without a running transaction is the last one needed, and
+        // so is one that ends the last phase.
+        let is_last = running.is_idle() || self.phase == Phase::Full;
+        self.needs = (!is_last).then_some(running.next);
+        self.phase = self.phase.next();
+    }
+
+    /// An upstream wrote a record that ends at `lsn`. Where it is not known what it says, that is
+    /// taken from the standby's own view when it has been replayed.
+    pub fn requested(&mut self, lsn: Lsn, running: Option<Running>, now: Timestamp) {
+        self.last = now;
+        self.in_flight = Some(Flight {
+            lsn,
+            read: running.is_some(),
+        });
+        if let Some(running) = running {
+            self.recorded(running, now);
+        }
+    }
+
+    /// The standby has replayed WAL up to `replayed`.
+    pub fn replayed(&mut self, replayed: Lsn, running: Running, now: Timestamp) {
+        if let Some(flight) = self.in_flight.take_if(|flight| flight.lsn <= replayed) {
+            self.last = now;
+            if !flight.read {
+                self.recorded(running, now);
+            }
+        }
+    }
+
+    /// Whether the record on its way is not part of the upstream's WAL, which ends at `position`:
+    /// the server that wrote it is gone, and another one took over without it.
+    pub fn is_lost(&self, position: Lsn) -> bool {
+        self.in_flight.is_some_and(|flight| position < flight.lsn)
+    }
+
+    /// Whether a record has been on its way for so long.
+    pub fn awaits_replay(&self, now: Timestamp, patience: Duration) -> bool {
+        self.in_flight.is_some() && now.since(self.last) >= patience
+    }
+
+    /// The record that is on its way.
+    pub fn in_flight(&self) -> Option<Lsn> {
+        self.in_flight.map(|flight| flight.lsn)
+    }
+
+    /// The standby was promoted: from now on waits are seen, and what was on its way may never
+    /// arrive.
+    pub fn promoted(&mut self, running: Running) {
+        self.in_flight = None;
+        self.unanswered = 0;
+        self.needs = self.needs.or(Some(running.oldest));
+    }
+
+    /// Whether transactions must end before a record is of use, as far as is known.
+    pub fn waits_for_transactions(&self, running: Running) -> bool {
+        self.needs
+            .is_some_and(|bound| running.oldest.precedes(bound))
     }
 
     /// Whether a record written now can move the builder, or enough time has gone by to try what
     /// can't be seen from outside: VACUUM's own transaction counts in a record but not in a
     /// snapshot, and somebody else's record may have moved the builder.
     ///
-    /// A creator that is still reading its way to the last record needs no other, however many
-    /// transactions have come and gone meanwhile.
+    /// A creator on a primary that is still reading its way to the last record needs no other,
+    /// however many transactions have come and gone meanwhile.
     pub fn wants_record(
         &self,
         running: Running,
@@ -153,40 +195,42 @@ impl Schedule {
         now: Timestamp,
         nudge_interval: Duration,
     ) -> bool {
-        if waiting == Waiting::ForTransaction {
-            return false;
-        }
         // A clock that was set back must not put it off for ever.
         let overdue = now < self.last || now.since(self.last) >= nudge_interval;
-        let (useful, try_anyway) = match self.needs {
-            Needs::FirstRecord => (true, overdue),
-            Needs::RecordAfter(bound) => {
-                let ended = !running.oldest.precedes(bound);
-                // Where waits are seen, a creator that is not seen to wait does not.
-                (ended, overdue && (ended || self.waits == Waits::Seen))
-            }
-            Needs::Nothing => (false, overdue),
+        let useful = self.needs.is_some() && !self.waits_for_transactions(running);
+        let certain = match waiting {
+            Waiting::ForTransaction => return false,
+            Waiting::ForAnythingElse => return useful && self.unanswered == 0 || overdue,
+            // Its last wait for transactions is over. In the first phase it may not have begun.
+            Waiting::ForWal => self.phase != Phase::Start,
+            Waiting::NotKnown => false,
         };
-        let enough = match self.waits {
-            Waits::Seen => 1,
-            Waits::Unseen => STEPS,
-        };
-        (useful && self.unanswered < enough) || try_anyway
+        match self.in_flight {
+            Some(Flight { read: true, .. }) => useful,
+            // Whether it is still on its way can't be asked either.
+            Some(Flight { read: false, .. }) => overdue,
+            None => useful || overdue && (self.needs.is_none() || certain),
+        }
     }
 
     /// Whether a running transaction must end before the slot can be usable. `lasting`: it has run
     /// for so long that it will still run when the builder reaches its next phase, which then
     /// waits for it.
     pub fn must_end(&self, xid: Xid, lasting: bool) -> bool {
-        let in_this_phase = match self.needs {
-            Needs::RecordAfter(bound) => xid.precedes(bound),
-            Needs::FirstRecord | Needs::Nothing => false,
-        };
-        in_this_phase
+        self.needs.is_some_and(|bound| xid.precedes(bound))
             || match self.phase {
-                Phase::First => lasting,
-                Phase::Second => false,
+                Phase::Start | Phase::Building => lasting,
+                Phase::Full => false,
             }
+    }
+}
+
+impl Phase {
+    fn next(self) -> Self {
+        match self {
+            Self::Start => Self::Building,
+            Self::Building | Self::Full => Self::Full,
+        }
     }
 }
 
@@ -203,7 +247,8 @@ mod tests {
     /// `SnapBuildFindSnapshot`, without the parts that a slot's creation never takes.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Builder {
-        Start,
+        /// With the slot's `catalog_xmin`.
+        Start(Xid),
         Building(Xid),
         Full(Xid),
         Consistent,
@@ -212,17 +257,13 @@ mod tests {
     impl Builder {
         fn decode(self, record: Running) -> Self {
             match self {
-                _ if record.oldest == record.next => Self::Consistent,
-                Self::Start => Self::Building(record.next),
+                Self::Start(horizon) if record.oldest.precedes(horizon) => self,
+                _ if record.is_idle() => Self::Consistent,
+                Self::Start(_) => Self::Building(record.next),
                 Self::Building(bound) if !record.oldest.precedes(bound) => Self::Full(record.next),
                 Self::Full(bound) if !record.oldest.precedes(bound) => Self::Consistent,
                 Self::Building(_) | Self::Full(_) | Self::Consistent => self,
             }
-        }
-
-        /// Whether a record could move it now.
-        fn can_move(self, record: Running) -> bool {
-            self.decode(record) != self
         }
     }
 
@@ -315,36 +356,75 @@ mod tests {
             ..ProptestConfig::default()
         })]
 
-        /// Nobody but us writes records, and the creator's wait cannot be seen: a standby whose
-        /// primary rests.
+        /// A standby: whatever its replay lags behind, whoever else writes records, and however old
+        /// what was last heard of the primary, no more than three of ours lead the builder to its
+        /// end. None of them is wasted as long as nobody else writes any.
         #[test]
-        fn leads_a_silent_builder_to_the_end(first in first_xid(), before in 0..=MOST_BEFORE, steps in steps()) {
+        fn leads_a_standbys_builder_to_the_end(
+            first in first_xid(),
+            before in 0..=MOST_BEFORE,
+            known in 0..=MOST_BEFORE,
+            steps in steps(),
+            standby_steps in prop::collection::vec(standby_step(), 200),
+            tells_its_wait: bool,
+            tells_the_record in prop::collection::vec(prop::bool::weighted(0.8), 20),
+        ) {
             let mut server = Server::new(first);
-            (0..before).for_each(|_| server.begin());
-            let mut builder = Builder::Start;
-            let mut schedule = Schedule::without_record(server.now());
-            let mut records = 0;
-            for step in and_then_all_end(steps) {
+            (0..before.min(known)).for_each(|_| server.begin());
+            // Those that begin now are not yet replayed when the creation begins.
+            let horizon = server.next_xid();
+            let mut standby = Standby::new(&server, horizon);
+            (known..before).for_each(|_| server.begin());
+            let mut schedule = Schedule::without_record(horizon, server.now());
+            let mut tells_the_record = tells_the_record.into_iter().cycle();
+            let mut look = server.running();
+            let (mut records, mut safety, mut foreign) = (0, 0, 0);
+            let standby_steps = standby_steps.into_iter().chain(std::iter::repeat(StandbyStep::CatchUp));
+            for (step, standby_step) in and_then_all_end(steps).into_iter().zip(standby_steps) {
                 match step {
                     Step::Begin => server.begin(),
                     Step::End(choice) => server.end(choice),
                     Step::Pause => server.now += TICK * 50,
-                    Step::Tick => {
-                        server.now += TICK;
-                        let running = server.running();
-                        if builder != Builder::Consistent
-                            && schedule.wants_record(running, Waiting::NotKnown, server.now(), INTERVAL)
-                        {
-                            prop_assert!(builder.can_move(running), "wasted on {builder:?}: {running:?}");
-                            builder = builder.decode(running);
-                            schedule.recorded(running, server.now());
-                            records += 1;
-                        }
+                    Step::Tick => server.now += TICK,
+                }
+                standby.receive(&server);
+                match standby_step {
+                    StandbyStep::Lag => {}
+                    StandbyStep::CatchUp => standby.replay(usize::MAX),
+                    StandbyStep::Replay(count) => standby.replay(count),
+                    StandbyStep::Look => look = server.running(),
+                    StandbyStep::Foreign => {
+                        standby.record(&server);
+                        foreign += 1;
                     }
                 }
+                if !matches!(step, Step::Tick) || standby.builder == Builder::Consistent {
+                    continue;
+                }
+                let running = standby.running().or_later(look);
+                schedule.replayed(standby.replayed(), running, server.now());
+                let waiting = match standby.waits() {
+                    false if tells_its_wait => Waiting::ForWal,
+                    _ => Waiting::NotKnown,
+                };
+                if schedule.wants_record(running, waiting, server.now(), INTERVAL) {
+                    let end = standby.written();
+                    if server.now().since(schedule.last) >= INTERVAL {
+                        safety += 1;
+                    } else {
+                        records += 1;
+                        prop_assert!(
+                            foreign > 0 || end.decode(server.running()) != end,
+                            "wasted on {end:?}: {:?}", server.running()
+                        );
+                    }
+                    standby.record(&server);
+                    let says = (tells_the_record.next() == Some(true)).then(|| server.running());
+                    schedule.requested(standby.end(), says, server.now());
+                }
             }
-            prop_assert_eq!(builder, Builder::Consistent);
-            prop_assert!(records <= 3, "{records} records");
+            prop_assert_eq!(standby.builder, Builder::Consistent);
+            prop_assert!(records <= 3, "{records} records, and {safety} for safety");
         }
 
         /// The creator writes its own records after each wait, which nobody flushes but us and,
@@ -407,6 +487,116 @@ mod tests {
         }
     }
 
+    #[derive(Clone, Debug)]
+    enum StandbyStep {
+        Lag,
+        Replay(usize),
+        CatchUp,
+        /// The worker asks the primary for its transactions.
+        Look,
+        /// Somebody else writes a record.
+        Foreign,
+    }
+
+    fn standby_step() -> impl Strategy<Value = StandbyStep> {
+        prop_oneof![
+            4 => Just(StandbyStep::Lag),
+            3 => (1..5usize).prop_map(StandbyStep::Replay),
+            1 => Just(StandbyStep::CatchUp),
+            1 => Just(StandbyStep::Look),
+            1 => Just(StandbyStep::Foreign),
+        ]
+    }
+
+    /// A standby and the WAL that it has received: after each entry the transactions that run, and
+    /// some of the entries are records.
+    struct Standby {
+        wal: Vec<(Running, Vec<Xid>, bool)>,
+        /// How many entries it has replayed.
+        position: usize,
+        builder: Builder,
+        /// What the builder waits for (`SnapBuildWaitSnapshot`).
+        waits_for: Vec<Xid>,
+        /// Records that it has not read yet.
+        unread: Vec<usize>,
+    }
+
+    impl Standby {
+        fn new(server: &Server, horizon: Xid) -> Self {
+            Self {
+                wal: vec![(server.running(), server.running.clone(), false)],
+                position: 1,
+                builder: Builder::Start(horizon),
+                waits_for: Vec::new(),
+                unread: Vec::new(),
+            }
+        }
+
+        fn receive(&mut self, server: &Server) {
+            self.wal
+                .push((server.running(), server.running.clone(), false));
+        }
+
+        fn record(&mut self, server: &Server) {
+            self.wal
+                .push((server.running(), server.running.clone(), true));
+        }
+
+        fn replay(&mut self, count: usize) {
+            for _ in 0..count.min(self.wal.len() - self.position) {
+                if self.wal[self.position].2 {
+                    self.unread.push(self.position);
+                }
+                self.position += 1;
+                let (_, running, _) = &self.wal[self.position - 1];
+                self.waits_for.retain(|xid| running.contains(xid));
+                while self.waits_for.is_empty() && !self.unread.is_empty() {
+                    self.read();
+                }
+            }
+        }
+
+        fn read(&mut self) {
+            let (record, named, _) = self.wal[self.unread.remove(0)].clone();
+            let before = self.builder;
+            self.builder = before.decode(record);
+            if self.builder != Builder::Consistent && (self.builder != before) {
+                let (_, running, _) = &self.wal[self.position - 1];
+                self.waits_for = named;
+                self.waits_for.retain(|xid| running.contains(xid));
+            }
+        }
+
+        /// What runs, as far as it has been replayed.
+        fn running(&self) -> Running {
+            self.wal[self.position - 1].0
+        }
+
+        fn replayed(&self) -> Lsn {
+            Lsn::new(self.position as u64)
+        }
+
+        /// Where the last entry ends.
+        fn end(&self) -> Lsn {
+            Lsn::new(self.wal.len() as u64)
+        }
+
+        fn waits(&self) -> bool {
+            !self.waits_for.is_empty()
+        }
+
+        /// The builder once it has read all that is written.
+        fn written(&self) -> Builder {
+            let unread = self.unread.iter().copied();
+            let on_its_way = (self.position..self.wal.len()).filter(|&entry| self.wal[entry].2);
+            unread
+                .chain(on_its_way)
+                .fold(self.builder, |builder, entry| {
+                    builder.decode(self.wal[entry].0)
+                })
+        }
+    }
+
     /// A creator on a primary: its builder, the transactions that it waits for
     /// (`SnapBuildWaitSnapshot`) and the records that it has not read yet, each with the transactions
     /// it names.
@@ -421,7 +611,7 @@ mod tests {
     impl Creator {
         fn new(record: Running, named: &[Xid]) -> Self {
             let mut creator = Self {
-                builder: Builder::Start,
+                builder: Builder::Start(record.oldest),
                 waits_for: Vec::new(),
                 written: Vec::new(),
                 flushed: 0,
@@ -467,7 +657,7 @@ mod tests {
 
         fn waiting(&self) -> Waiting {
             if self.waits_for.is_empty() {
-                Waiting::NotKnown
+                Waiting::ForAnythingElse
             } else {
                 Waiting::ForTransaction
             }
@@ -482,32 +672,66 @@ mod tests {
         Timestamp::new(seconds * 1_000_000)
     }
 
-    #[test]
-    fn a_record_is_repeated_only_after_the_interval() {
-        let idle = Running {
+    fn idle() -> Running {
+        Running {
             oldest: xid(700),
             next: xid(700),
-        };
-        let mut schedule = Schedule::without_record(at(0));
-        let wants = |schedule: &Schedule, seconds| {
-            schedule.wants_record(idle, Waiting::NotKnown, at(seconds), INTERVAL)
-        };
+        }
+    }
+
+    fn wants(schedule: &Schedule, running: Running, waiting: Waiting, seconds: i64) -> bool {
+        schedule.wants_record(running, waiting, at(seconds), INTERVAL)
+    }
+
+    #[test]
+    fn a_record_is_repeated_only_after_the_interval() {
+        let mut schedule = Schedule::without_record(xid(700), at(0));
+        let wants =
+            |schedule: &Schedule, seconds| wants(schedule, idle(), Waiting::NotKnown, seconds);
         assert!(wants(&schedule, 0));
-        schedule.recorded(idle, at(0));
+        schedule.recorded(idle(), at(0));
         assert!(!wants(&schedule, 9));
         assert!(wants(&schedule, 10));
-        schedule.recorded(idle, at(10));
+        schedule.recorded(idle(), at(10));
         assert!(!wants(&schedule, 19));
     }
 
     #[test]
-    fn no_record_while_the_creator_waits_for_a_transaction() {
-        let idle = Running {
-            oldest: xid(700),
+    fn the_interval_begins_when_the_record_has_arrived() {
+        let mut schedule = Schedule::without_record(xid(700), at(0));
+        schedule.requested(Lsn::new(50), Some(idle()), at(0));
+        schedule.replayed(Lsn::new(49), idle(), at(60));
+        assert!(!wants(&schedule, idle(), Waiting::ForWal, 60));
+        schedule.replayed(Lsn::new(50), idle(), at(61));
+        assert!(!wants(&schedule, idle(), Waiting::ForWal, 70));
+        assert!(wants(&schedule, idle(), Waiting::ForWal, 71));
+    }
+
+    #[test]
+    fn a_record_that_the_new_primary_lacks_is_lost() {
+        let mut schedule = Schedule::without_record(xid(700), at(0));
+        assert!(!schedule.is_lost(Lsn::new(1)));
+        schedule.requested(Lsn::new(50), Some(idle()), at(0));
+        assert!(schedule.is_lost(Lsn::new(49)));
+        assert!(!schedule.is_lost(Lsn::new(50)));
+    }
+
+    #[test]
+    fn a_record_older_than_the_slot_allows_is_not_asked_for() {
+        let old = Running {
+            oldest: xid(690),
             next: xid(700),
         };
-        let schedule = Schedule::without_record(at(0));
-        assert!(!schedule.wants_record(idle, Waiting::ForTransaction, at(3600), INTERVAL));
+        let schedule = Schedule::without_record(xid(700), at(0));
+        assert!(!wants(&schedule, old, Waiting::ForWal, 3600));
+        assert!(schedule.must_end(xid(690), false));
+        assert!(wants(&schedule, idle(), Waiting::ForWal, 0));
+    }
+
+    #[test]
+    fn no_record_while_the_creator_waits_for_a_transaction() {
+        let schedule = Schedule::without_record(xid(700), at(0));
+        assert!(!wants(&schedule, idle(), Waiting::ForTransaction, 3600));
     }
 
     #[test]

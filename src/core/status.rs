@@ -54,6 +54,7 @@ pub fn status(slot: Slot, known: &Known, now: Timestamp) -> Status {
             }
         }
         Progress::Usable => of_usable(slot, known),
+        Progress::NotSyncReady => of_copy(slot, known),
         Progress::LeftBehind(_) | Progress::Invalidated(_) => Status {
             advice: advice::on_slot(&slot),
             ..bare(slot, State::Lost)
@@ -142,6 +143,17 @@ fn of_usable(slot: Slot, known: &Known) -> Status {
     }
 }
 
+fn of_copy(slot: Slot, known: &Known) -> Status {
+    let copy = known.watch.copies.get(&slot.name);
+    Status {
+        state_since: copy.map(|copy| copy.since),
+        nudges: copy.map_or(0, |copy| copy.nudges),
+        last_nudge: copy.and_then(|copy| copy.last_nudge),
+        advice: advice::on_copy(&slot.name, copy, &known.watch.upstream),
+        ..bare(slot, State::NotSyncReady)
+    }
+}
+
 /// An element of the column `blockers`.
 #[derive(Serialize)]
 struct Blocker<'a> {
@@ -224,10 +236,8 @@ mod tests {
     #[test]
     fn an_unknown_creation_says_why() {
         let nothing = Watch::default;
-        let crowded = Watch {
-            more_episodes: 7,
-            ..nothing()
-        };
+        let mut crowded = nothing();
+        crowded.more_episodes = 7;
         for (watch, worker, word) in [
             (nothing(), Worker::Watching, "just begun"),
             (crowded, Worker::Watching, "7 more"),

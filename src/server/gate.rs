@@ -6,11 +6,14 @@ use std::ptr;
 
 use pgrx::pg_sys;
 
+use super::version;
+
 /// What the gate saw: whether slots may be building, and a mark that changes with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
     Closed,
-    /// Some process holds a logical slot that is not usable yet.
+    /// Some process holds a logical slot that is not usable yet, or there is a copy of a primary's
+    /// slot that is not ready.
     Open(u64),
 }
 
@@ -37,7 +40,8 @@ pub fn look() -> Gate {
             let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
             let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
             let holder = ptr::read_volatile(&raw const (*slot).active_pid);
-            if is_logical && !is_usable && holder != 0 {
+            let is_unready_copy = version::is_unready_copy(data);
+            if is_logical && (!is_usable && holder != 0 || is_unready_copy) {
                 open = true;
                 let restart_lsn = ptr::read_volatile(&raw const (*data).restart_lsn);
                 (index, holder, restart_lsn).hash(&mut building);

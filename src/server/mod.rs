@@ -1,13 +1,18 @@
 //! The only code that touches the server: its shared memory, its functions, its SQL.
 #![allow(unsafe_code)]
 
+mod conninfo;
+mod deadline;
 pub mod gate;
 pub mod process;
 pub mod record;
 pub mod report;
 pub mod scan;
+pub mod secret;
 pub mod transaction;
+pub mod upstream;
 mod version;
+mod walreceiver;
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -94,6 +94,12 @@ pub fn before_exit(callback: unsafe extern "C-unwind" fn(c_int, pg_sys::Datum)) 
 /// Sleeps until `nap` is over or the latch is set, then serves interrupts (the end of the process,
 /// barriers) and a changed configuration. Ends the process if the postmaster is gone.
 pub fn sleep(nap: Duration, wait_event: u32) {
+    wait(nap, wait_event);
+    reload_if_asked();
+}
+
+/// As [`sleep`], but leaves the configuration as it is: for a session in its statement.
+pub fn wait(nap: Duration, wait_event: u32) {
     let events = pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH;
     let milliseconds = i64::try_from(nap.as_millis()).unwrap_or(i64::MAX);
     // SAFETY: this process's own latch.
@@ -107,7 +113,6 @@ pub fn sleep(nap: Duration, wait_event: u32) {
         pg_sys::ResetLatch(pg_sys::MyLatch);
     }
     check_for_interrupts!();
-    reload_if_asked();
 }
 
 fn reload_if_asked() {
@@ -125,6 +130,7 @@ pub fn show_activity(activity: Activity) {
     use pg_sys::BackendState::{STATE_IDLE, STATE_RUNNING};
     let (state, text) = match activity {
         Activity::Scanning => (STATE_RUNNING, c"scanning replication slots".as_ptr()),
+        Activity::Asking => (STATE_RUNNING, c"asking the upstream".as_ptr()),
         Activity::Idle => (STATE_IDLE, ptr::null()),
     };
     // SAFETY: copies the text.
@@ -134,6 +140,7 @@ pub fn show_activity(activity: Activity) {
 #[derive(Clone, Copy, Debug)]
 pub enum Activity {
     Scanning,
+    Asking,
     Idle,
 }
 

@@ -7,11 +7,12 @@ use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
-use crate::core::observation::{Observation, Role, Row, Slot, Transaction, UnreadableRow};
+use crate::core::observation::{Observation, Role, Row, Running, Slot, Transaction, UnreadableRow};
 use crate::core::xid::Xid;
 
 const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
+const REPLAY: &str = include_str!("../../sql/replay.sql");
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
 /// longer than their execution.
@@ -19,6 +20,7 @@ const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 pub struct Scanner {
     slots: Option<OwnedPreparedStatement>,
     transactions: Option<OwnedPreparedStatement>,
+    replay: Option<OwnedPreparedStatement>,
 }
 
 impl Scanner {
@@ -28,20 +30,34 @@ impl Scanner {
             let role = super::role();
             let slots = planned(&mut self.slots, SLOTS)?;
             let slots = query(slots, |row| row.into_slot())?;
-            let transactions = match role {
+            let (transactions, replay) = match role {
                 Role::Primary => {
                     let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
-                    query(transactions, |row| row.into_transaction())?
+                    (query(transactions, |row| row.into_transaction())?, None)
                 }
-                Role::Standby => Vec::new(),
+                Role::Standby => {
+                    let replay = planned(&mut self.replay, REPLAY)?;
+                    let replay = query(replay, |row| row.into_replay())?;
+                    (Vec::new(), replay.into_iter().next())
+                }
             };
-            let next_xid = next_xid()?;
+            let next = next_xid()?;
+            let transactions = oldest_first(transactions, next);
+            let running = match role {
+                Role::Primary => Running::of(&transactions, next),
+                Role::Standby => Running {
+                    oldest: snapshot_xmin().unwrap_or(next),
+                    next,
+                },
+            };
             Ok::<_, ScanError>(Observation {
                 at: super::now(),
                 role,
-                next_xid,
+                running,
                 slots,
-                transactions: oldest_first(transactions, next_xid),
+                transactions,
+                replay,
+                upstream: None,
             })
         })
     }
@@ -73,7 +89,15 @@ fn next_xid() -> Result<Xid, ScanError> {
     Xid::new(next).ok_or(ScanError::Unreadable(UnreadableRow { column: "next xid" }))
 }
 
-fn oldest_first(mut transactions: Vec<Transaction>, next: Xid) -> Vec<Transaction> {
+/// The oldest transaction that runs on the primary, as far as its WAL was replayed.
+fn snapshot_xmin() -> Option<Xid> {
+    // SAFETY: the scan's transaction has an active snapshot.
+    let xmin = unsafe { (*pg_sys::GetActiveSnapshot()).xmin };
+    Xid::new(xmin.into_inner())
+}
+
+/// Sorts transactions by age, each once.
+pub fn oldest_first(mut transactions: Vec<Transaction>, next: Xid) -> Vec<Transaction> {
     transactions.sort_by_key(|transaction| std::cmp::Reverse(transaction.xid.age(next)));
     // PREPARE TRANSACTION shows its transaction twice for a moment.
     transactions.dedup_by_key(|transaction| transaction.xid);

@@ -1,6 +1,6 @@
 //! Everything that differs between majors of Postgres, but for what SQL itself evens out.
 
-use std::ffi::{CStr, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
@@ -76,3 +76,85 @@ pub const SETTINGS: &[(&CStr, &CStr)] = if cfg!(any(feature = "pg15", feature = 
 /// The size of the head of `BackgroundWorkerList`, in pointers: an `slist_head` before
 /// PostgreSQL 18, a `dlist_head` since.
 pub const LIST_HEAD_WORDS: usize = if cfg!(feature = "pg18") { 2 } else { 1 };
+
+/// `USER_TIMEOUT` (`timeout.h`): asks for an id of the caller's own.
+pub const USER_TIMEOUT: c_int = if cfg!(any(feature = "pg15", feature = "pg16")) {
+    12
+} else {
+    13
+};
+
+type Connect = unsafe extern "C-unwind" fn(
+    *const c_char,
+    bool,
+    bool,
+    bool,
+    *const c_char,
+    *mut *mut c_char,
+) -> *mut pg_sys::WalReceiverConn;
+
+/// Calls `walrcv_connect`, for a connection that runs SQL.
+///
+/// From PostgreSQL 17 on that is a plain one. Before, it speaks the replication protocol as well:
+/// its role needs the attribute REPLICATION, and it takes one of `max_wal_senders`.
+///
+/// # Safety
+///
+/// `connect` is `WalReceiverFunctions->walrcv_connect`, and errors are caught.
+pub unsafe fn walrcv_connect(
+    connect: Connect,
+    conninfo: &CStr,
+    application: &CStr,
+    message: *mut *mut c_char,
+) -> *mut pg_sys::WalReceiverConn {
+    let (conninfo, application) = (conninfo.as_ptr(), application.as_ptr());
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg15")]
+    unsafe {
+        connect(conninfo, true, application, message)
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg16")]
+    unsafe {
+        connect(conninfo, true, false, application, message)
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        connect(conninfo, false, false, false, application, message)
+    }
+}
+
+/// Memory for what a setting's hook keeps, which the setting frees. Null when there is none.
+#[cfg(feature = "pg15")]
+pub fn guc_alloc(size: usize) -> *mut c_void {
+    // SAFETY: before PostgreSQL 16, settings free with free().
+    unsafe { libc::malloc(size) }
+}
+
+/// Memory for what a setting's hook keeps, which the setting frees. Null when there is none.
+#[cfg(not(feature = "pg15"))]
+pub fn guc_alloc(size: usize) -> *mut c_void {
+    // SAFETY: at this level it returns null rather than raise an error.
+    unsafe { pg_sys::guc_malloc(pg_sys::LOG.cast_signed(), size) }
+}
+
+/// Whether a slot is a standby's copy that was not persisted yet: from PostgreSQL 17 on.
+///
+/// # Safety
+///
+/// `data` points to a slot's data, which other processes may change.
+pub unsafe fn is_unready_copy(data: *const pg_sys::ReplicationSlotPersistentData) -> bool {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    {
+        let _ = data;
+        false
+    }
+    // SAFETY: the caller's promise; fields are read one by one.
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    unsafe {
+        std::ptr::read_volatile(&raw const (*data).synced) != 0
+            && std::ptr::read_volatile(&raw const (*data).persistency)
+                == pg_sys::ReplicationSlotPersistency::RS_TEMPORARY
+    }
+}

@@ -1,0 +1,49 @@
+-- How far a standby's replay has come, and what holds it up.
+--
+-- Run by the worker on a standby, in the same transaction as slots.sql. One row.
+-- A recovery conflict does not tell with whom: of the sessions that hold a
+-- snapshot those with their database's oldest are certainly among them
+-- (GetConflictingVirtualXIDs, procarray.c). Who holds a lock is looked up only
+-- while the startup process waits for one.
+SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
+       pg_catalog.pg_last_wal_receive_lsn() AS received,
+       CASE WHEN pg_catalog.pg_is_in_recovery()
+            THEN (pg_catalog.pg_get_wal_replay_pause_state()
+                  OPERATOR(pg_catalog.=) 'paused')::pg_catalog.text
+            ELSE 'false'
+       END AS paused,
+       (EXISTS (SELECT FROM pg_catalog.pg_stat_activity AS r
+                 WHERE r.backend_type OPERATOR(pg_catalog.=) 'walreceiver'))::pg_catalog.text
+           AS receives,
+       (pg_catalog.current_setting('restore_command') OPERATOR(pg_catalog.<>) '')::pg_catalog.text
+           AS has_archive,
+       (pg_catalog.date_part('epoch', pg_catalog.current_setting('recovery_min_apply_delay')::pg_catalog.interval)
+           OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS apply_delay,
+       pg_catalog.current_setting('max_standby_streaming_delay') AS conflict_delay,
+       CASE WHEN s.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
+            THEN (SELECT pg_catalog.string_agg(h.pid::pg_catalog.text, ',')
+                    FROM pg_catalog.pg_locks AS w
+                         JOIN pg_catalog.pg_locks AS h
+                           ON h.locktype OPERATOR(pg_catalog.=) w.locktype
+                          AND h.database IS NOT DISTINCT FROM w.database
+                          AND h.relation IS NOT DISTINCT FROM w.relation
+                          AND h.granted
+                   WHERE w.pid OPERATOR(pg_catalog.=) s.pid
+                     AND NOT w.granted
+                     AND h.pid OPERATOR(pg_catalog.<>) w.pid)
+            WHEN s.wait_event OPERATOR(pg_catalog.=) 'RecoveryConflictSnapshot'
+            THEN (SELECT pg_catalog.string_agg(h.pid::pg_catalog.text, ',')
+                    FROM (SELECT a.pid,
+                                 pg_catalog.rank() OVER (
+                                     PARTITION BY a.datid
+                                     ORDER BY pg_catalog.age(a.backend_xmin) DESC) AS seniority
+                            FROM pg_catalog.pg_stat_activity AS a
+                           WHERE a.backend_xmin IS NOT NULL
+                             AND a.datid IS NOT NULL
+                             AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
+                         AS h
+                   WHERE h.seniority OPERATOR(pg_catalog.=) 1)
+       END AS waits_for
+  FROM (SELECT) AS one
+       LEFT JOIN pg_catalog.pg_stat_activity AS s
+              ON s.backend_type OPERATOR(pg_catalog.=) 'startup'

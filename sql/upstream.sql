@@ -1,0 +1,33 @@
+-- Who the upstream is, and what the connected role may do there.
+--
+-- Run over a connection to another server, in text form. The next xid is what
+-- age() counts from in a session that has none of its own.
+SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
+       pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1) AS version,
+       c.system_identifier::pg_catalog.text AS system_identifier,
+       pg_catalog.quote_ident(CURRENT_USER) AS role,
+       pg_catalog.current_database()::pg_catalog.text AS database,
+       pg_catalog.quote_ident(n.nspname) AS extension_schema,
+       COALESCE(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
+                AND pg_catalog.has_function_privilege(e.nudge, 'EXECUTE'),
+                false)::pg_catalog.text AS may_use_extension,
+       pg_catalog.has_function_privilege(
+           pg_catalog.to_regprocedure('pg_catalog.pg_log_standby_snapshot()')::pg_catalog.oid,
+           'EXECUTE')::pg_catalog.text AS may_use_core,
+       pg_catalog.pg_has_role(CURRENT_USER, 'pg_read_all_stats', 'USAGE')::pg_catalog.text AS sees_all,
+       CASE WHEN NOT pg_catalog.pg_is_in_recovery()
+            THEN pg_catalog.pg_current_wal_insert_lsn()
+       END::pg_catalog.text AS position,
+       ((pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.int8
+         OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) 4294967296)::pg_catalog.text
+           AS next_xid
+  FROM pg_catalog.pg_control_system() AS c
+       LEFT JOIN (SELECT x.extnamespace, p.oid AS nudge
+                    FROM pg_catalog.pg_extension AS x
+                         JOIN pg_catalog.pg_proc AS p
+                           ON p.pronamespace OPERATOR(pg_catalog.=) x.extnamespace
+                          AND p.proname OPERATOR(pg_catalog.=) 'slot_self_heal_nudge'
+                   WHERE x.extname OPERATOR(pg_catalog.=) 'slot_self_heal') AS e
+              ON true
+       LEFT JOIN pg_catalog.pg_namespace AS n
+              ON n.oid OPERATOR(pg_catalog.=) e.extnamespace

@@ -1,0 +1,136 @@
+//! A standby's copies of its primary's slots that would be lost at a promotion (17 and later).
+//!
+//! The slot sync worker persists a copy once the slot on the primary has come as far as the
+//! standby requires. On a quiet primary it does not get on: its `restart_lsn` and `catalog_xmin`
+//! advance only when its consumer's walsender decodes a running-xacts record and the consumer
+//! confirms what it got (`LogicalIncreaseRestartDecodingForSlot`, `logical.c`).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::episode::Nudge;
+use super::observation::{Observation, SlotName};
+use super::time::Timestamp;
+use super::upstream::RemoteSlot;
+
+/// The slot on the primary may have to decode one record to find a new `restart_lsn`, and another
+/// after its consumer has confirmed the first. More are of no use as long as it stays where it is.
+const TRIES: u32 = 3;
+
+/// A copy that is not ready yet.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UnreadyCopy {
+    pub since: Timestamp,
+    /// Records that were asked for on its behalf.
+    pub nudges: u32,
+    pub last_nudge: Option<Nudge>,
+    /// The slot itself, as the upstream last showed it; `None` if there is none, or nobody asked.
+    pub remote: Option<RemoteSlot>,
+    /// Records since the slot itself last moved.
+    unanswered: u32,
+    /// When the upstream was last asked about it.
+    looked_at: Option<Timestamp>,
+}
+
+impl UnreadyCopy {
+    pub fn begin(now: Timestamp) -> Self {
+        Self {
+            since: now,
+            nudges: 0,
+            last_nudge: None,
+            remote: None,
+            unanswered: 0,
+            looked_at: None,
+        }
+    }
+
+    pub fn observe(&mut self, name: &SlotName, observation: &Observation) {
+        let Some(look) = &observation.upstream else {
+            return;
+        };
+        let remote = look.slots.iter().find(|slot| slot.name == *name).cloned();
+        let position = |slot: &Option<RemoteSlot>| slot.as_ref().and_then(|slot| slot.restart_lsn);
+        if position(&remote) != position(&self.remote) {
+            self.unanswered = 0;
+        }
+        self.remote = remote;
+        self.looked_at = Some(look.at);
+    }
+
+    /// Whether the upstream should be asked how the slot itself is doing.
+    pub fn wants_look(&self, now: Timestamp, interval: Duration) -> bool {
+        self.looked_at
+            .is_none_or(|looked_at| now < looked_at || now.since(looked_at) >= interval)
+    }
+
+    /// Whether a record can bring the slot itself forward: it has a consumer, and the last record
+    /// had its time.
+    pub fn wants_record(&self, now: Timestamp, interval: Duration) -> bool {
+        let rests = |nudge: Nudge| now >= nudge.at && now.since(nudge.at) < interval;
+        self.remote.as_ref().is_some_and(|remote| remote.active)
+            && self.unanswered < TRIES
+            && !self.last_nudge.is_some_and(rests)
+    }
+
+    pub fn recorded(&mut self, nudge: Nudge) {
+        self.nudges += 1;
+        self.unanswered += 1;
+        self.last_nudge = Some(nudge);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::super::xid::Lsn;
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn seen(copy: &mut UnreadyCopy, milliseconds: i64, restart_lsn: u64, active: bool) {
+        let mut observation = observation(milliseconds, Vec::new(), Vec::new());
+        let mut look = look(milliseconds, Vec::new());
+        look.slots = vec![RemoteSlot {
+            name: SlotName::new("x"),
+            restart_lsn: Some(Lsn::new(restart_lsn)),
+            active,
+        }];
+        observation.upstream = Some(look.into());
+        copy.observe(&SlotName::new("x"), &observation);
+    }
+
+    fn nudge(milliseconds: i64) -> Nudge {
+        Nudge {
+            at: at(milliseconds),
+            lsn: Lsn::new(1),
+        }
+    }
+
+    #[test]
+    fn only_a_slot_with_a_consumer_is_brought_forward() {
+        let mut copy = UnreadyCopy::begin(at(0));
+        assert!(copy.wants_look(at(0), INTERVAL));
+        assert!(!copy.wants_record(at(0), INTERVAL), "nothing is known");
+        seen(&mut copy, 0, 100, false);
+        assert!(!copy.wants_record(at(60_000), INTERVAL));
+        seen(&mut copy, 60_000, 100, true);
+        assert!(copy.wants_record(at(60_000), INTERVAL));
+    }
+
+    #[test]
+    fn records_that_move_nothing_end() {
+        let mut copy = UnreadyCopy::begin(at(0));
+        seen(&mut copy, 0, 100, true);
+        for round in 0..i64::from(TRIES) {
+            let now = round * 10_000;
+            assert!(copy.wants_record(at(now), INTERVAL), "round {round}");
+            copy.recorded(nudge(now));
+            assert!(!copy.wants_record(at(now + 9_999), INTERVAL));
+        }
+        assert!(!copy.wants_record(at(600_000), INTERVAL));
+        seen(&mut copy, 600_000, 200, true);
+        assert!(copy.wants_record(at(600_000), INTERVAL), "it moved");
+        assert_eq!(copy.nudges, TRIES);
+    }
+}

@@ -1,0 +1,162 @@
+//! How a standby's replay gets on. Whatever a slot's creation there waits for, a record or a
+//! transaction's end, reaches it through replay only.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::Pid;
+use super::xid::Lsn;
+
+/// What a scan saw of a standby's replay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replay {
+    /// The end of what was replayed.
+    pub replayed: Lsn,
+    /// The end of what the WAL receiver has received and flushed, if it ever did.
+    pub received: Option<Lsn>,
+    /// By `pg_wal_replay_pause()` or at a recovery target.
+    pub paused: bool,
+    /// Whether there is a WAL receiver.
+    pub receives: bool,
+    /// Whether `restore_command` is set, so that WAL may come from an archive.
+    pub has_archive: bool,
+    /// `recovery_min_apply_delay`
+    pub apply_delay: Duration,
+    /// `max_standby_streaming_delay`, as the server shows it; `-1` is for ever.
+    pub conflict_delay: String,
+    /// The processes that the startup process waits for: those that hold a lock it needs, or the
+    /// snapshots that are certainly among those it conflicts with.
+    pub waits_for: Vec<Pid>,
+}
+
+/// Why what was written on the upstream does not arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Obstacle {
+    Paused,
+    /// Nothing is received: there is no WAL receiver.
+    CutOff,
+    /// Replay waits for these processes of the standby's.
+    Conflict(Vec<Pid>),
+    /// `recovery_min_apply_delay`
+    Delayed(Duration),
+    /// So many bytes were received and not replayed.
+    Behind(u64),
+    /// It was written, and not received yet.
+    NotReceived,
+}
+
+impl Replay {
+    /// Why replay gets nowhere, or nowhere near `awaited`, the record that is on its way.
+    pub fn obstacle(&self, awaited: Option<Lsn>) -> Option<Obstacle> {
+        let awaited = awaited.filter(|&lsn| lsn > self.replayed);
+        let has_come = |lsn: Lsn| self.received.is_some_and(|received| lsn <= received);
+        if self.paused {
+            Some(Obstacle::Paused)
+        } else if !self.waits_for.is_empty() {
+            Some(Obstacle::Conflict(self.waits_for.clone()))
+        } else if !self.receives && !awaited.is_some_and(has_come) {
+            Some(Obstacle::CutOff)
+        } else {
+            awaited.map(|lsn| match self.received {
+                _ if !self.apply_delay.is_zero() => Obstacle::Delayed(self.apply_delay),
+                Some(received) if has_come(lsn) => {
+                    Obstacle::Behind(received.get().saturating_sub(self.replayed.get()))
+                }
+                _ => Obstacle::NotReceived,
+            })
+        }
+    }
+
+    /// Whether Postgres itself ends whom replay waits for, and after what time.
+    pub fn conflict_ends_after(&self) -> Option<&str> {
+        (self.conflict_delay != "-1").then_some(self.conflict_delay.as_str())
+    }
+}
+
+impl Obstacle {
+    /// Whether nothing is replayed at all.
+    pub fn stops_all(&self) -> bool {
+        match self {
+            Self::Paused | Self::CutOff | Self::Conflict(_) => true,
+            Self::Delayed(_) | Self::Behind(_) | Self::NotReceived => false,
+        }
+    }
+
+    /// Whether it is the same in kind, whatever its figures.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Conflict(these), Self::Conflict(those)) => these == those,
+            _ => std::mem::discriminant(self) == std::mem::discriminant(other),
+        }
+    }
+
+    /// Whether the record arrives by itself, given some milliseconds.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Behind(_) | Self::NotReceived => true,
+            Self::Paused | Self::CutOff | Self::Conflict(_) | Self::Delayed(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::*;
+
+    fn lsn(lsn: u64) -> Option<Lsn> {
+        Some(Lsn::new(lsn))
+    }
+
+    #[test]
+    fn a_replay_that_has_all_has_no_obstacle() {
+        assert_eq!(replay(100).obstacle(None), None);
+        assert_eq!(replay(100).obstacle(lsn(100)), None);
+    }
+
+    #[test]
+    fn obstacles_are_told_apart() {
+        let paused = Replay {
+            paused: true,
+            receives: false,
+            ..replay(100)
+        };
+        assert_eq!(paused.obstacle(None), Some(Obstacle::Paused));
+        let cut_off = Replay {
+            receives: false,
+            ..replay(100)
+        };
+        assert_eq!(cut_off.obstacle(None), Some(Obstacle::CutOff));
+        let conflict = Replay {
+            waits_for: vec![pid(7)],
+            ..replay(100)
+        };
+        let expected = Obstacle::Conflict(vec![pid(7)]);
+        assert_eq!(conflict.obstacle(None), Some(expected));
+        let delayed = Replay {
+            apply_delay: Duration::from_secs(5),
+            ..replay(100)
+        };
+        assert_eq!(delayed.obstacle(None), None);
+        let expected = Obstacle::Delayed(Duration::from_secs(5));
+        assert_eq!(delayed.obstacle(lsn(101)), Some(expected));
+        assert_eq!(replay(100).obstacle(lsn(101)), Some(Obstacle::NotReceived));
+        let behind = Replay {
+            received: lsn(150),
+            ..replay(100)
+        };
+        assert_eq!(behind.obstacle(lsn(101)), Some(Obstacle::Behind(50)));
+    }
+
+    #[test]
+    fn what_was_received_is_replayed_without_a_receiver() {
+        let alone = Replay {
+            receives: false,
+            received: lsn(150),
+            ..replay(100)
+        };
+        assert_eq!(alone.obstacle(lsn(150)), Some(Obstacle::Behind(50)));
+        assert_eq!(alone.obstacle(lsn(151)), Some(Obstacle::CutOff));
+    }
+}

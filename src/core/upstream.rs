@@ -1,0 +1,496 @@
+//! The server that can write the record which a slot on a standby needs: what it answered, or why
+//! it did not, and what to do about that.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::observation::{Running, SlotName, Transaction};
+use super::time::{Timestamp, in_words};
+use super::xid::{Lsn, Xid};
+
+/// What is known of the upstream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Upstream {
+    /// It was never asked.
+    #[default]
+    NotNeeded,
+    Ok,
+    Trouble(Problem),
+}
+
+impl Upstream {
+    /// As `slot_self_heal_worker.upstream` shows it.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::NotNeeded => "not needed",
+            Self::Ok => "ok",
+            Self::Trouble(problem) => problem.kind.as_str(),
+        }
+    }
+
+    pub fn problem(&self) -> Option<&Problem> {
+        match self {
+            Self::Trouble(problem) => Some(problem),
+            Self::NotNeeded | Self::Ok => None,
+        }
+    }
+}
+
+/// The upstream's transactions, and how far its WAL goes.
+#[derive(Clone, Debug)]
+pub struct Look {
+    pub at: Timestamp,
+    /// `None` where the upstream is itself a standby.
+    pub running: Option<Running>,
+    /// Oldest first.
+    pub transactions: Vec<Transaction>,
+    /// The end of its WAL, where it writes its own.
+    pub position: Option<Lsn>,
+    /// The role that may not see what sessions of others do, quoted where it must be.
+    pub blind: Option<String>,
+    /// Its logical slots.
+    pub slots: Vec<RemoteSlot>,
+}
+
+/// A record that was written for us.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub lsn: Lsn,
+    /// What it says, where that is known.
+    pub running: Option<Running>,
+}
+
+/// A logical slot on the upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteSlot {
+    pub name: SlotName,
+    pub restart_lsn: Option<Lsn>,
+    /// Whether a consumer is connected to it.
+    pub active: bool,
+}
+
+/// Why the upstream did not do what it was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    pub kind: Kind,
+    /// In the log's style: no capital letter, no full stop.
+    pub message: String,
+    /// SQL to be pasted, with what else there is to say in comments.
+    pub hint: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    NotConfigured,
+    Unreachable,
+    NotPermitted,
+    IsStandby,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::NotConfigured => "not configured",
+            Self::Unreachable => "unreachable",
+            Self::NotPermitted => "not permitted",
+            Self::IsStandby => "upstream is a standby",
+        }
+    }
+}
+
+/// Which setting named the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// `slot_self_heal.primary_conninfo`
+    Ours,
+    /// `primary_conninfo`
+    Server,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ours => "slot_self_heal.primary_conninfo",
+            Self::Server => "primary_conninfo",
+        })
+    }
+}
+
+/// The function that writes the record on the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// `slot_self_heal_nudge()` in this schema, which is quoted where it must be. It flushes.
+    Extension { schema: String },
+    /// `pg_log_standby_snapshot()`, PostgreSQL 16 and later. The WAL writer flushes later.
+    Core,
+}
+
+impl fmt::Display for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Extension { schema } => write!(f, "{schema}.slot_self_heal_nudge()"),
+            Self::Core => f.write_str("pg_catalog.pg_log_standby_snapshot()"),
+        }
+    }
+}
+
+/// How the upstream introduces itself (`sql/upstream.sql`).
+#[derive(Clone, Debug)]
+pub struct Introduction {
+    pub in_recovery: bool,
+    /// `server_version`
+    pub version: String,
+    pub system_identifier: String,
+    /// The role of the connection, quoted where it must be.
+    pub role: String,
+    pub database: String,
+    /// The schema of the extension in that database, quoted where it must be.
+    pub extension_schema: Option<String>,
+    pub may_use_extension: bool,
+    /// `None` before PostgreSQL 16, which has no such function.
+    pub may_use_core: Option<bool>,
+    pub sees_all: bool,
+    /// The end of its WAL, where it writes its own.
+    pub position: Option<Lsn>,
+    pub next_xid: Xid,
+}
+
+impl Introduction {
+    /// The function to ask for a record. The extension's is preferred, since it flushes.
+    pub fn writer(&self) -> Result<Writer, Problem> {
+        let extension = self
+            .extension_schema
+            .as_ref()
+            .map(|schema| Writer::Extension {
+                schema: schema.clone(),
+            });
+        match extension {
+            Some(writer) if self.may_use_extension => Ok(writer),
+            // Only the extension passes a request on.
+            None if self.in_recovery => Err(Problem::is_standby(&self.database)),
+            Some(writer) if self.in_recovery => Err(self.not_permitted(&writer)),
+            extension => match (self.may_use_core, extension) {
+                (Some(true), _) => Ok(Writer::Core),
+                (_, Some(writer)) => Err(self.not_permitted(&writer)),
+                (Some(false), None) => Err(self.not_permitted(&Writer::Core)),
+                (None, None) => Err(Problem::too_old(&self.version, &self.database)),
+            },
+        }
+    }
+
+    pub fn not_permitted(&self, writer: &Writer) -> Problem {
+        let Self { role, database, .. } = self;
+        let place = if self.in_recovery {
+            // A standby takes no GRANT, but replays it.
+            "on the primary"
+        } else {
+            "on the upstream"
+        };
+        Problem {
+            kind: Kind::NotPermitted,
+            message: format!(
+                "role {role} may not execute {writer} in database \"{database}\" of the upstream"
+            ),
+            hint: format!(
+                "GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- {place}, in database \
+                 {database}: privileges on functions belong to one database"
+            ),
+        }
+    }
+}
+
+impl Problem {
+    pub fn no_conninfo() -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: "neither slot_self_heal.primary_conninfo nor primary_conninfo is set".into(),
+            hint: format!(
+                "{}; SELECT pg_reload_conf(); -- on this standby",
+                set_conninfo("<the primary>")
+            ),
+        }
+    }
+
+    /// Says nothing of what is wrong with it: that could quote a password.
+    pub fn invalid_conninfo(source: Source) -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: format!("{source} is not a valid connection string"),
+            hint: format!(
+                "{}; SELECT pg_reload_conf(); -- on this standby; pairs of key=value, or a URI",
+                set_conninfo("<the primary>")
+            ),
+        }
+    }
+
+    pub fn other_cluster(source: Source, here: &str, there: &str) -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: format!(
+                "{source} leads to another cluster: its system identifier is {there}, this \
+                 server's is {here}"
+            ),
+            hint: format!(
+                "{}; SELECT pg_reload_conf(); -- on this standby",
+                set_conninfo("<this standby's primary>")
+            ),
+        }
+    }
+
+    fn too_old(version: &str, database: &str) -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: format!(
+                "the upstream is PostgreSQL {version}, which has no pg_log_standby_snapshot()"
+            ),
+            hint: format!(
+                "CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}"
+            ),
+        }
+    }
+
+    fn is_standby(database: &str) -> Self {
+        Self {
+            kind: Kind::IsStandby,
+            message:
+                "the upstream is itself a standby, and has no slot_self_heal to pass a request on"
+                    .into(),
+            hint: format!(
+                "{}; SELECT pg_reload_conf(); -- on this standby. Or on the primary, with \
+                 slot_self_heal preloaded there and on the upstream, in database {database}: \
+                 CREATE EXTENSION slot_self_heal;",
+                set_conninfo("<the primary>")
+            ),
+        }
+    }
+
+    /// The upstream, itself a standby, could not pass a request on.
+    pub fn not_passed_on(message: &str) -> Self {
+        Self {
+            kind: Kind::IsStandby,
+            message: format!(
+                "the upstream, itself a standby, could not pass the request on: {}",
+                first_line(message)
+            ),
+            hint: format!(
+                "SELECT slot_self_heal_nudge(); -- on the upstream: its error says what to do \
+                 there. Or go straight to the primary: {}; SELECT pg_reload_conf(); on this standby",
+                set_conninfo("<the primary>")
+            ),
+        }
+    }
+
+    pub fn timed_out(limit: Duration) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!("the upstream did not answer within {}", in_words(limit)),
+            hint: "-- on this standby: does psql reach the server that primary_conninfo names?"
+                .into(),
+        }
+    }
+
+    pub fn unresolved(hosts: &str, limit: Duration) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!(
+                "could not look up the upstream's host name within {}: {hosts}",
+                in_words(limit)
+            ),
+            hint: "-- on this standby: does its name service know the host in primary_conninfo? \
+                   hostaddr=<address> there needs none"
+                .into(),
+        }
+    }
+
+    /// The upstream could not be connected to, or the connection was lost. `message` is libpq's,
+    /// which never contains a password.
+    pub fn unreachable(message: &str) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!("could not reach the upstream: {}", first_line(message)),
+            hint: match pg_hba_line(message) {
+                Some(line) => format!(
+                    "-- add to pg_hba.conf on the upstream, above any line that rejects it:\n\
+                     -- {line}\n\
+                     SELECT pg_reload_conf(); -- on the upstream"
+                ),
+                None => "-- on this standby: does psql reach the server that primary_conninfo \
+                         names, with that role and a database's name in place of replication?"
+                    .into(),
+            },
+        }
+    }
+
+    /// The upstream answered with an error.
+    pub fn refused(message: &str) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!(
+                "the upstream answered with an error: {}",
+                first_line(message)
+            ),
+            hint: "-- the upstream's log says more".into(),
+        }
+    }
+}
+
+fn set_conninfo(host: &str) -> String {
+    format!("ALTER SYSTEM SET slot_self_heal.primary_conninfo = 'host={host} user=<role>'")
+}
+
+/// The first line of an error as libpq gives it, without its severity.
+fn first_line(message: &str) -> &str {
+    let line = message.lines().next().unwrap_or_default().trim();
+    ["ERROR:", "FATAL:"]
+        .iter()
+        .find_map(|severity| line.strip_prefix(severity))
+        .unwrap_or(line)
+        .trim()
+}
+
+/// The line that lets the connection in, when it was `pg_hba.conf` that did not.
+///
+/// The server's messages differ by language and by what they say in the end, but name that file
+/// and then, in quotes, the client's host, the role and the database (`ClientAuthentication`,
+/// `auth.c`).
+fn pg_hba_line(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once("pg_hba.conf")?;
+    let mut quoted = rest.split('"').skip(1).step_by(2);
+    let (host, role, database) = (quoted.next()?, quoted.next()?, quoted.next()?);
+    let (role, database) = (hba_name(role), hba_name(database));
+    Some(match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => {
+            format!("host  {database}  {role}  {address}/32  scram-sha-256")
+        }
+        Ok(IpAddr::V6(address)) => {
+            format!("host  {database}  {role}  {address}/128  scram-sha-256")
+        }
+        Err(_) => format!("local  {database}  {role}  scram-sha-256"),
+    })
+}
+
+/// A name as `pg_hba.conf` takes it. In quotes a keyword of that file is a plain name.
+fn hba_name(name: &str) -> String {
+    const KEYWORDS: [&str; 5] = ["all", "replication", "samegroup", "samerole", "sameuser"];
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if name.chars().all(is_plain) && !KEYWORDS.contains(&name) {
+        name.to_owned()
+    } else {
+        format!("\"{name}\"")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn introduction() -> Introduction {
+        Introduction {
+            in_recovery: false,
+            version: "18.6".into(),
+            system_identifier: "1".into(),
+            role: "replicator".into(),
+            database: "postgres".into(),
+            extension_schema: Some("public".into()),
+            may_use_extension: true,
+            may_use_core: Some(true),
+            sees_all: false,
+            position: Some(Lsn::new(100)),
+            next_xid: Xid::new(700).expect("a normal xid"),
+        }
+    }
+
+    #[test]
+    fn the_function_that_flushes_is_preferred() {
+        let writer = introduction().writer().expect("a writer");
+        assert_eq!(writer.to_string(), "public.slot_self_heal_nudge()");
+        let without = Introduction {
+            extension_schema: None,
+            ..introduction()
+        };
+        assert_eq!(without.writer(), Ok(Writer::Core));
+        let refused = Introduction {
+            may_use_extension: false,
+            ..introduction()
+        };
+        assert_eq!(refused.writer(), Ok(Writer::Core));
+    }
+
+    #[test]
+    fn each_refusal_has_its_remedy() {
+        let problem = |introduction: Introduction| introduction.writer().expect_err("a problem");
+        let neither = problem(Introduction {
+            may_use_extension: false,
+            may_use_core: Some(false),
+            role: "\"It's\"".into(),
+            ..introduction()
+        });
+        assert_eq!(neither.kind, Kind::NotPermitted);
+        assert!(
+            neither.hint.starts_with(
+                "GRANT EXECUTE ON FUNCTION public.slot_self_heal_nudge() TO \"It's\"; --"
+            ),
+            "{}",
+            neither.hint
+        );
+        let core = problem(Introduction {
+            extension_schema: None,
+            may_use_core: Some(false),
+            ..introduction()
+        });
+        assert!(
+            core.hint
+                .contains("pg_catalog.pg_log_standby_snapshot() TO replicator;")
+        );
+        let old = problem(Introduction {
+            extension_schema: None,
+            may_use_core: None,
+            version: "15.20".into(),
+            ..introduction()
+        });
+        assert_eq!(old.kind, Kind::NotConfigured);
+        assert!(old.message.contains("15.20"));
+        let standby = problem(Introduction {
+            in_recovery: true,
+            extension_schema: None,
+            ..introduction()
+        });
+        assert_eq!(standby.kind, Kind::IsStandby);
+        let closed_standby = problem(Introduction {
+            in_recovery: true,
+            may_use_extension: false,
+            ..introduction()
+        });
+        assert_eq!(closed_standby.kind, Kind::NotPermitted);
+    }
+
+    #[test]
+    fn a_refusal_by_pg_hba_names_the_line_to_add() {
+        let refused = Problem::unreachable(
+            "connection to server at \"10.0.0.1\", port 5432 failed: FATAL:  no pg_hba.conf entry \
+             for host \"10.0.0.2\", user \"replicator\", database \"My db\", no encryption",
+        );
+        assert!(
+            refused
+                .hint
+                .contains("\n-- host  \"My db\"  replicator  10.0.0.2/32  scram-sha-256\n"),
+            "{}",
+            refused.hint
+        );
+        let local = pg_hba_line(
+            "FATAL: pg_hba.conf rejects connection for host \"[local]\", user \"r\", database \"d\"",
+        );
+        assert_eq!(local.as_deref(), Some("local  d  r  scram-sha-256"));
+        let away =
+            Problem::unreachable("connection to server failed: Connection refused\nIs it up?");
+        assert!(
+            away.message.ends_with("Connection refused"),
+            "{}",
+            away.message
+        );
+        assert!(!away.hint.contains("pg_hba.conf"));
+    }
+}
