@@ -8,9 +8,10 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        pg_catalog.quote_ident(CURRENT_USER) AS role,
        pg_catalog.current_database()::pg_catalog.text AS database,
        pg_catalog.quote_ident(n.nspname) AS extension_schema,
-       COALESCE(pg_catalog.has_schema_privilege(n.oid, 'USAGE')
-                AND pg_catalog.has_function_privilege(e.nudge, 'EXECUTE'),
-                false)::pg_catalog.text AS may_use_extension,
+       COALESCE(pg_catalog.has_schema_privilege(n.oid, 'USAGE'), false)::pg_catalog.text
+           AS may_use_schema,
+       COALESCE(pg_catalog.has_function_privilege(e.nudge, 'EXECUTE'), false)::pg_catalog.text
+           AS may_use_extension,
        pg_catalog.has_function_privilege(
            pg_catalog.to_regprocedure('pg_catalog.pg_log_standby_snapshot()')::pg_catalog.oid,
            'EXECUTE')::pg_catalog.text AS may_use_core,

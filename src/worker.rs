@@ -222,9 +222,15 @@ impl Worker {
             Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),
             Gate::Open(_) | Gate::Closed => None,
         };
-        let changes = self.watch.update(&observation);
+        let mut changes = self.watch.update(&observation);
+        let known = self.look.clone();
         let acted = decide(&self.watch, &observation, &settings::policy())
             .map_or(Ok(()), |action| self.act(action, &observation));
+        if self.look.as_ref().map(Rc::as_ptr) != known.as_ref().map(Rc::as_ptr) {
+            // Whom a creation waits for should not be unknown for one more tick.
+            observation.learn(self.look.clone());
+            changes.extend(self.watch.update(&observation));
+        }
         if self.watch.episodes.is_empty() {
             self.upstream.disconnect();
         }
@@ -344,7 +350,7 @@ impl Worker {
                     if finished.outcome == Outcome::Ready && finished.episode.nudges > 0 {
                         ledger::count(|counters| counters.healed += 1);
                     }
-                    if finished.episode.was_told() {
+                    if finished.is_worth_telling() {
                         report::log(narrate::ended(&finished));
                     }
                     ledger::remember(*finished);

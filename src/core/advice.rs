@@ -1,5 +1,7 @@
 //! What is being waited for and what an operator can do, in words for someone at 3 a.m.
 
+use std::time::Duration;
+
 use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::{Episode, Watch};
@@ -239,9 +241,25 @@ pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream)
     }
 }
 
+/// A transaction of the old primary that wrote nothing: this server has its xid yet to give out, and
+/// takes it for running until that has happened (`TransactionIdIsInProgress`, `procarray.c`).
+fn on_promoted() -> Advice {
+    Advice {
+        detail: Some(
+            "Waits for a transaction that the old primary had begun and that this server, promoted \
+             meanwhile, takes for running until it has ended one of its own."
+                .into(),
+        ),
+        hint: Some("SELECT pg_current_xact_id(); -- on this server: a transaction that ends".into()),
+    }
+}
+
 fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
     let blockers = watch.blockers_of(episode);
     let Some(oldest) = blockers.first() else {
+        if episode.was_promoted(now, Duration::ZERO) {
+            return on_promoted();
+        }
         return Advice {
             detail: Some("Waits for a transaction that is just ending.".into()),
             hint: None,

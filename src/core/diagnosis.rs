@@ -78,6 +78,10 @@ pub fn diagnose(creator: &Creator, episode: &Episode, observation: &Observation)
 fn on_primary(creator: &Creator, episode: &Episode, observation: &Observation) -> Diagnosis {
     match creator.wait {
         CreatorWait::Transaction => waiting_for_transactions(episode, observation),
+        // It still polls for the end of one of the old primary's transactions, as standbys do.
+        CreatorWait::Working if episode.was_promoted(observation.at, PATIENCE) => {
+            Diagnosis::of_state(State::WaitingForTransactions)
+        }
         // It reads the WAL that was written while it waited, or has not come to waiting yet.
         CreatorWait::Working => Diagnosis::of_state(State::Starting),
         CreatorWait::Wal | CreatorWait::Unknown => waiting_for_record(episode, observation),

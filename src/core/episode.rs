@@ -49,6 +49,8 @@ pub struct Episode {
     /// As of the last scan.
     wait: CreatorWait,
     role: Role,
+    /// When the standby on which it began was promoted.
+    promoted: Option<Timestamp>,
     last_seen: Timestamp,
     told: Option<Told>,
 }
@@ -107,6 +109,7 @@ impl Episode {
         let now = observation.at;
         Self {
             role: observation.role,
+            promoted: None,
             obstacle: None,
             slot: slot.name.clone(),
             database: slot.database.clone(),
@@ -137,6 +140,12 @@ impl Episode {
     /// The server's role when it was last seen.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Whether it began on a standby that was promoted so long ago.
+    pub fn was_promoted(&self, now: Timestamp, patience: Duration) -> bool {
+        self.promoted
+            .is_some_and(|promoted| now.since(promoted) >= patience)
     }
 
     /// Whether it was ever seen to wait for transactions.
@@ -199,6 +208,9 @@ impl Episode {
         let (now, running) = (observation.at, observation.running);
         let was_promoted = self.role == Role::Standby && observation.role == Role::Primary;
         self.role = observation.role;
+        if was_promoted {
+            self.promoted = Some(now);
+        }
         let upstream = observation.upstream.as_ref();
         let position = upstream.and_then(|look| look.position);
         let is_lost =
@@ -302,9 +314,9 @@ impl Episode {
         Some(telling)
     }
 
-    /// Whether the log knows of it, and should hear how it ended.
-    pub fn was_told(&self) -> bool {
-        self.told.is_some()
+    /// Whether this slot, which is usable now, is what the creation made.
+    pub fn has_made(&self, slot: &Slot) -> bool {
+        self.slot == slot.name && self.restart_lsn == slot.restart_lsn
     }
 }
 
@@ -354,6 +366,15 @@ pub struct Finished {
     /// Tells its slot from a later one of the same name, as long as the slot was not used.
     pub restart_lsn: Option<Lsn>,
     pub episode: Episode,
+}
+
+impl Finished {
+    /// Whether the log knows of it, and should hear how it ended. A creation on a standby that
+    /// needed our record would be there still.
+    pub fn is_worth_telling(&self) -> bool {
+        let healed = self.episode.role == Role::Standby && self.episode.nudges > 0;
+        self.episode.told.is_some() || healed
+    }
 }
 
 impl Watch {

@@ -470,6 +470,7 @@ impl<'a> Row<'a> {
             role: self.required("role")?,
             database: self.required("database")?,
             extension_schema: self.optional("extension_schema")?,
+            may_use_schema: self.required("may_use_schema")?,
             may_use_extension: self.required("may_use_extension")?,
             may_use_core: self.optional("may_use_core")?,
             sees_all: self.required("sees_all")?,

@@ -135,10 +135,14 @@ fn of_usable(slot: Slot, known: &Known) -> Status {
             && finished.episode.slot == slot.name
             && finished.restart_lsn == slot.restart_lsn
     });
+    // Ready since the worker last looked, which is a moment ago.
+    let going_on = known.watch.episodes.get(&slot.name);
+    let going_on = going_on.filter(|episode| episode.has_made(&slot));
+    let episode = creation.map(|finished| &finished.episode).or(going_on);
     Status {
         state_since: creation.map(|finished| finished.ended),
-        nudges: creation.map_or(0, |finished| finished.episode.nudges),
-        last_nudge: creation.and_then(|finished| finished.episode.last_nudge),
+        nudges: episode.map_or(0, |episode| episode.nudges),
+        last_nudge: episode.and_then(|episode| episode.last_nudge),
         ..bare(slot, State::Ready)
     }
 }

@@ -149,6 +149,8 @@ pub struct Introduction {
     pub database: String,
     /// The schema of the extension in that database, quoted where it must be.
     pub extension_schema: Option<String>,
+    /// That schema, and the extension's function in it.
+    pub may_use_schema: bool,
     pub may_use_extension: bool,
     /// `None` before PostgreSQL 16, which has no such function.
     pub may_use_core: Option<bool>,
@@ -168,7 +170,7 @@ impl Introduction {
                 schema: schema.clone(),
             });
         match extension {
-            Some(writer) if self.may_use_extension => Ok(writer),
+            Some(writer) if self.may_use_schema && self.may_use_extension => Ok(writer),
             // Only the extension passes a request on.
             None if self.in_recovery => Err(Problem::is_standby(&self.database)),
             Some(writer) if self.in_recovery => Err(self.not_permitted(&writer)),
@@ -195,8 +197,14 @@ impl Introduction {
                 "role {role} may not execute {writer} in database \"{database}\" of the upstream"
             ),
             hint: format!(
-                "GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- {place}, in database \
-                 {database}: privileges on functions belong to one database"
+                "{}GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- {place}, in database \
+                 {database}: privileges on functions belong to one database",
+                match writer {
+                    Writer::Extension { schema } if !self.may_use_schema => {
+                        format!("GRANT USAGE ON SCHEMA {schema} TO {role}; ")
+                    }
+                    Writer::Extension { .. } | Writer::Core => String::new(),
+                }
             ),
         }
     }
@@ -395,6 +403,7 @@ mod tests {
             role: "replicator".into(),
             database: "postgres".into(),
             extension_schema: Some("public".into()),
+            may_use_schema: true,
             may_use_extension: true,
             may_use_core: Some(true),
             sees_all: false,
@@ -444,6 +453,18 @@ mod tests {
         assert!(
             core.hint
                 .contains("pg_catalog.pg_log_standby_snapshot() TO replicator;")
+        );
+        let closed_schema = problem(Introduction {
+            may_use_schema: false,
+            may_use_core: Some(false),
+            ..introduction()
+        });
+        assert!(
+            closed_schema
+                .hint
+                .starts_with("GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE"),
+            "{}",
+            closed_schema.hint
         );
         let old = problem(Introduction {
             extension_schema: None,

@@ -27,9 +27,17 @@ const LIMIT_FOR_ANOTHER: Duration = Duration::from_secs(4);
 /// After the first failure; it doubles with each.
 const FIRST_REST: Duration = Duration::from_millis(250);
 
+/// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
+/// send what it can't convert. No object that a user made there is ever found by name. And what we
+/// no longer wait for should not go on for long.
+const SESSION: Query<'_> = Query {
+    sql: "SET client_encoding = 'SQL_ASCII'; SET search_path = pg_catalog, pg_temp; \
+          SET statement_timeout = '10s'",
+    columns: 0,
+};
 const INTRODUCTION: Query<'_> = Query {
     sql: include_str!("../../sql/upstream.sql"),
-    columns: 11,
+    columns: 12,
 };
 const TRANSACTIONS: Query<'_> = Query {
     sql: include_str!("../../sql/transactions.sql"),
@@ -159,13 +167,7 @@ impl Upstream {
         self.connection = None;
         let connection = Connection::open(&target.conninfo(limit)?)
             .map_err(|message| Problem::unreachable(&message))?;
-        // Values are taken as bytes, whatever encoding they are in: without this the upstream
-        // would refuse to send what it can't convert.
-        let raw_bytes = Query {
-            sql: "SET client_encoding = 'SQL_ASCII'",
-            columns: 0,
-        };
-        connection.query(&raw_bytes).map_err(problem)?;
+        connection.query(&SESSION).map_err(problem)?;
         self.connection = Some((target.clone(), connection));
         first(self.query(&INTRODUCTION, |row| row.into_introduction())?)
     }

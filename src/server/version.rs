@@ -1,6 +1,7 @@
 //! Everything that differs between majors of Postgres, but for what SQL itself evens out.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
@@ -84,15 +85,6 @@ pub const USER_TIMEOUT: c_int = if cfg!(any(feature = "pg15", feature = "pg16"))
     13
 };
 
-type Connect = unsafe extern "C-unwind" fn(
-    *const c_char,
-    bool,
-    bool,
-    bool,
-    *const c_char,
-    *mut *mut c_char,
-) -> *mut pg_sys::WalReceiverConn;
-
 /// Calls `walrcv_connect`, for a connection that runs SQL.
 ///
 /// From PostgreSQL 17 on that is a plain one. Before, it speaks the replication protocol as well:
@@ -102,11 +94,14 @@ type Connect = unsafe extern "C-unwind" fn(
 ///
 /// `connect` is `WalReceiverFunctions->walrcv_connect`, and errors are caught.
 pub unsafe fn walrcv_connect(
-    connect: Connect,
+    connect: pg_sys::walrcv_connect_fn,
     conninfo: &CStr,
     application: &CStr,
     message: *mut *mut c_char,
 ) -> *mut pg_sys::WalReceiverConn {
+    let Some(connect) = connect else {
+        return ptr::null_mut();
+    };
     let (conninfo, application) = (conninfo.as_ptr(), application.as_ptr());
     // SAFETY: the caller's promise.
     #[cfg(feature = "pg15")]
@@ -153,8 +148,8 @@ pub unsafe fn is_unready_copy(data: *const pg_sys::ReplicationSlotPersistentData
     // SAFETY: the caller's promise; fields are read one by one.
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     unsafe {
-        std::ptr::read_volatile(&raw const (*data).synced) != 0
-            && std::ptr::read_volatile(&raw const (*data).persistency)
+        ptr::read_volatile(&raw const (*data).synced) != 0
+            && ptr::read_volatile(&raw const (*data).persistency)
                 == pg_sys::ReplicationSlotPersistency::RS_TEMPORARY
     }
 }

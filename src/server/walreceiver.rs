@@ -48,9 +48,6 @@ impl Connection {
         // SAFETY: the library is loaded. The connection is to outlive the current transaction.
         unsafe {
             let connect = (*pg_sys::WalReceiverFunctions).walrcv_connect;
-            let Some(connect) = connect else {
-                return Err("libpqwalreceiver cannot connect".into());
-            };
             let context = pg_sys::MemoryContextSwitchTo(pg_sys::TopMemoryContext);
             let raw = pg_guard_ffi_boundary(|| {
                 version::walrcv_connect(connect, conninfo, c"slot_self_heal", &raw mut message)
