@@ -119,6 +119,23 @@ impl fmt::Display for Source {
     }
 }
 
+/// As whom, and to which database, the upstream is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Login {
+    /// `None`: as libpq chooses.
+    pub role: Option<String>,
+    pub database: String,
+}
+
+impl fmt::Display for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(role) = &self.role {
+            write!(f, "as role {role}, ")?;
+        }
+        write!(f, "to database {}", self.database)
+    }
+}
+
 /// The function that writes the record on the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Writer {
@@ -185,19 +202,13 @@ impl Introduction {
 
     pub fn not_permitted(&self, writer: &Writer) -> Problem {
         let Self { role, database, .. } = self;
-        let place = if self.in_recovery {
-            // A standby takes no GRANT, but replays it.
-            "on the primary"
-        } else {
-            "on the upstream"
-        };
         Problem {
             kind: Kind::NotPermitted,
             message: format!(
                 "role {role} may not execute {writer} in database \"{database}\" of the upstream"
             ),
             hint: format!(
-                "{}GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- {place}, in database \
+                "{}GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- on the primary, in database \
                  {database}: privileges on functions belong to one database",
                 match writer {
                     Writer::Extension { schema } if !self.may_use_schema => {
@@ -315,7 +326,7 @@ impl Problem {
 
     /// The upstream could not be connected to, or the connection was lost. `message` is libpq's,
     /// which never contains a password.
-    pub fn unreachable(message: &str) -> Self {
+    pub fn unreachable(message: &str, login: &Login) -> Self {
         Self {
             kind: Kind::Unreachable,
             message: format!("could not reach the upstream: {}", first_line(message)),
@@ -325,9 +336,7 @@ impl Problem {
                      -- {line}\n\
                      SELECT pg_reload_conf(); -- on the upstream"
                 ),
-                None => "-- on this standby: does psql reach the server that primary_conninfo \
-                         names, with that role and a database's name in place of replication?"
-                    .into(),
+                None => format!("-- on this standby: does psql reach that server, {login}?"),
             },
         }
     }
@@ -490,9 +499,14 @@ mod tests {
 
     #[test]
     fn a_refusal_by_pg_hba_names_the_line_to_add() {
+        let login = Login {
+            role: Some("replicator".into()),
+            database: "My db".into(),
+        };
         let refused = Problem::unreachable(
             "connection to server at \"10.0.0.1\", port 5432 failed: FATAL:  no pg_hba.conf entry \
              for host \"10.0.0.2\", user \"replicator\", database \"My db\", no encryption",
+            &login,
         );
         assert!(
             refused
@@ -505,13 +519,14 @@ mod tests {
             "FATAL: pg_hba.conf rejects connection for host \"[local]\", user \"r\", database \"d\"",
         );
         assert_eq!(local.as_deref(), Some("local  d  r  scram-sha-256"));
-        let away =
-            Problem::unreachable("connection to server failed: Connection refused\nIs it up?");
+        let message = "connection to server failed: Connection refused\nIs it up?";
+        let away = Problem::unreachable(message, &login);
         assert!(
             away.message.ends_with("Connection refused"),
             "{}",
             away.message
         );
         assert!(!away.hint.contains("pg_hba.conf"));
+        assert!(away.hint.contains("as role replicator, to database My db"));
     }
 }

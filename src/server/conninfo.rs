@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use pgrx::pg_sys;
 
 use super::{process, secret};
-use crate::core::upstream::{Problem, Source};
+use crate::core::upstream::{Login, Problem, Source};
 
 /// Look-ups of former tries that still hang. When there are so many, no more are begun.
 const MOST_LOOKUPS: usize = 8;
@@ -49,7 +49,7 @@ impl Target {
     }
 
     /// A connection string for `walrcv_connect`, with host names looked up.
-    pub fn conninfo(&self, limit: Duration) -> Result<CString, Problem> {
+    pub fn conninfo(&self, limit: Duration) -> Result<(CString, Login), Problem> {
         let invalid = || Problem::invalid_conninfo(self.source);
         let mut parameters = parse(&self.text).ok_or_else(invalid)?;
         match self.source {
@@ -64,7 +64,12 @@ impl Target {
         parameters.remove("fallback_application_name");
         parameters.remove("replication");
         parameters.look_up(limit)?;
-        CString::new(parameters.to_string()).map_err(|_| invalid())
+        let login = Login {
+            role: parameters.get("user").map(str::to_owned),
+            database: parameters.get("dbname").unwrap_or_default().to_owned(),
+        };
+        let conninfo = CString::new(parameters.to_string()).map_err(|_| invalid())?;
+        Ok((conninfo, login))
     }
 }
 

@@ -17,7 +17,7 @@ use super::scan::oldest_first;
 use super::transaction::{catch, internal_error};
 use super::walreceiver::{Connection, Query, QueryError, Table};
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow};
-use crate::core::upstream::{Introduction, Look, Problem, Record, Writer};
+use crate::core::upstream::{Introduction, Login, Look, Problem, Record, Writer};
 use crate::core::xid::Lsn;
 
 /// For one conversation, connecting included.
@@ -30,7 +30,7 @@ const FIRST_REST: Duration = Duration::from_millis(250);
 /// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
 /// send what it can't convert. No object that a user made there is ever found by name. And what we
 /// no longer wait for should not go on for long.
-const SESSION: Query<'_> = Query {
+const SESSION_SETTINGS: Query<'_> = Query {
     sql: "SET client_encoding = 'SQL_ASCII'; SET search_path = pg_catalog, pg_temp; \
           SET statement_timeout = '10s'",
     columns: 0,
@@ -67,8 +67,15 @@ pub struct Answer {
 
 #[derive(Default)]
 pub struct Upstream {
-    connection: Option<(Target, Connection)>,
+    session: Option<Session>,
     rest: Option<Rest>,
+}
+
+/// An open connection.
+struct Session {
+    target: Target,
+    login: Login,
+    connection: Connection,
 }
 
 /// Pause after failures.
@@ -80,7 +87,7 @@ struct Rest {
 
 impl Upstream {
     pub fn disconnect(&mut self) {
-        self.connection = None;
+        self.session = None;
         self.rest = None;
     }
 
@@ -106,11 +113,11 @@ impl Upstream {
             Ok(Ok(())) => None,
             Ok(Err(problem)) => Some(problem),
             Err(_) if deadline::has_expired() => {
-                self.connection = None;
+                self.session = None;
                 Some(Problem::timed_out(LIMIT))
             }
             Err(notice) => {
-                self.connection = None;
+                self.session = None;
                 return Err(notice);
             }
         };
@@ -137,7 +144,7 @@ impl Upstream {
         let introduction = self.introduce(target, limit)?;
         let here = system_identifier();
         if introduction.system_identifier != here {
-            self.connection = None;
+            self.session = None;
             let there = introduction.system_identifier;
             return Err(Problem::other_cluster(target.source, &here, &there));
         }
@@ -158,17 +165,22 @@ impl Upstream {
     /// Connects if need be, and asks who it is. A connection that was lost since it was last used
     /// is made anew.
     fn introduce(&mut self, target: &Target, limit: Duration) -> Result<Introduction, Problem> {
-        if let Some((of, _)) = &self.connection
-            && of == target
+        if let Some(session) = &self.session
+            && session.target == *target
             && let Ok(introduction) = self.query(&INTRODUCTION, |row| row.into_introduction())
         {
             return first(introduction);
         }
-        self.connection = None;
-        let connection = Connection::open(&target.conninfo(limit)?)
-            .map_err(|message| Problem::unreachable(&message))?;
-        connection.query(&SESSION).map_err(problem)?;
-        self.connection = Some((target.clone(), connection));
+        self.session = None;
+        let (conninfo, login) = target.conninfo(limit)?;
+        let connection = Connection::open(&conninfo)
+            .map_err(|message| Problem::unreachable(&message, &login))?;
+        let session = self.session.insert(Session {
+            target: target.clone(),
+            login,
+            connection,
+        });
+        session.query(&SESSION_SETTINGS)?;
         first(self.query(&INTRODUCTION, |row| row.into_introduction())?)
     }
 
@@ -212,18 +224,19 @@ impl Upstream {
             sql: &sql,
             columns: 2,
         };
-        let Some((_, connection)) = &self.connection else {
-            return Err(Problem::unreachable("not connected"));
-        };
-        let answer = connection.query(&query).map_err(|error| match error.code {
-            Some(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE) => {
-                introduction.not_permitted(writer)
-            }
-            Some(_) if introduction.in_recovery => Problem::not_passed_on(&error.message),
-            _ => problem(error),
-        });
+        let session = self.session.as_ref().ok_or_else(not_connected)?;
+        let answer = session
+            .connection
+            .query(&query)
+            .map_err(|error| match error.code {
+                Some(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE) => {
+                    introduction.not_permitted(writer)
+                }
+                Some(_) if introduction.in_recovery => Problem::not_passed_on(&error.message),
+                _ => session.problem(error),
+            });
         if answer.is_err() {
-            self.connection = None;
+            self.session = None;
         }
         let (lsn, next) = first(read(answer?, |row| row.into_answer())?)?;
         Ok(Record {
@@ -245,12 +258,10 @@ impl Upstream {
         query: &Query<'_>,
         read_row: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
     ) -> Result<Vec<T>, Problem> {
-        let Some((_, connection)) = &self.connection else {
-            return Err(Problem::unreachable("not connected"));
-        };
-        let answer = connection.query(query).map_err(problem);
+        let session = self.session.as_ref().ok_or_else(not_connected)?;
+        let answer = session.query(query);
         if answer.is_err() {
-            self.connection = None;
+            self.session = None;
         }
         read(answer?, read_row)
     }
@@ -290,14 +301,25 @@ fn has_strangers(transactions: &[Transaction]) -> bool {
         .any(|transaction| transaction.pid().is_some() && transaction.state.is_none())
 }
 
-fn problem(error: QueryError) -> Problem {
-    use PgSqlErrorCode as Code;
-    match error.code {
-        None | Some(Code::ERRCODE_ADMIN_SHUTDOWN | Code::ERRCODE_CRASH_SHUTDOWN) => {
-            Problem::unreachable(&error.message)
-        }
-        Some(_) => Problem::refused(&error.message),
+impl Session {
+    fn query(&self, query: &Query<'_>) -> Result<Table, Problem> {
+        let answer = self.connection.query(query);
+        answer.map_err(|error| self.problem(error))
     }
+
+    fn problem(&self, error: QueryError) -> Problem {
+        use PgSqlErrorCode as Code;
+        match error.code {
+            None | Some(Code::ERRCODE_ADMIN_SHUTDOWN | Code::ERRCODE_CRASH_SHUTDOWN) => {
+                Problem::unreachable(&error.message, &self.login)
+            }
+            Some(_) => Problem::refused(&error.message),
+        }
+    }
+}
+
+fn not_connected() -> Problem {
+    Problem::refused("the connection is closed")
 }
 
 fn read<T>(

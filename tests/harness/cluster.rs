@@ -52,6 +52,17 @@ pub struct Setup {
     major: Major,
     preload: bool,
     conf: String,
+    template: Template,
+    upstream_role: String,
+    environment: Vec<(String, String)>,
+}
+
+/// Servers copied from one template are one cluster to Postgres: they have its
+/// system identifier.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Template {
+    Usual,
+    AnotherCluster,
 }
 
 impl Setup {
@@ -60,6 +71,9 @@ impl Setup {
             major,
             preload: true,
             conf: String::new(),
+            template: Template::Usual,
+            upstream_role: "postgres".to_owned(),
+            environment: Vec::new(),
         }
     }
 
@@ -75,13 +89,39 @@ impl Setup {
         self
     }
 
+    /// A system identifier of its own, as a cluster that has nothing to do
+    /// with the scenario's others.
+    pub fn another_cluster(mut self) -> Setup {
+        self.template = Template::AnotherCluster;
+        self
+    }
+
+    /// The role in the `primary_conninfo` of a standby.
+    pub fn upstream_role(mut self, role: &str) -> Setup {
+        self.upstream_role = role.to_owned();
+        self
+    }
+
+    /// The server's processes look the name `slow.invalid` up for a minute; see
+    /// `fixtures/slow_lookup.c`.
+    #[track_caller]
+    pub fn slow_name_lookup(mut self) -> Setup {
+        let mut pg_config = command(&self.major.program("pg_config"));
+        pg_config.arg("--pkglibdir");
+        let library = PathBuf::from(output_of(pg_config).trim()).join("slow_lookup.so");
+        assert!(library.exists(), "there is no {}", library.display());
+        let library = library.to_string_lossy().into_owned();
+        self.environment.push(("LD_PRELOAD".to_owned(), library));
+        self
+    }
+
     #[track_caller]
     pub fn start(self) -> Cluster {
         let dir = scratch::directory("primary");
         let data = dir.path().join("data");
         let mut copy = command(Path::new("/bin/cp"));
         copy.args(["-a", "--reflink=auto"])
-            .arg(template(self.major))
+            .arg(template(self.major, self.template))
             .arg(&data);
         output_of(copy);
         let preload = match self.preload {
@@ -92,39 +132,41 @@ impl Setup {
             &data.join("postgresql.conf"),
             &format!("{BASE_CONF}{preload}{}", self.conf),
         );
-        Cluster::launch(self.major, dir)
+        Cluster::launch(self.major, dir, self.environment)
     }
 
-    /// A streaming standby of `primary`, with its configuration and the lines
+    /// A streaming standby of `upstream`, with its configuration and the lines
     /// of this setup.
     #[track_caller]
-    pub fn standby_of(self, primary: &Cluster) -> Cluster {
+    pub fn standby_of(self, upstream: &Cluster) -> Cluster {
         let dir = scratch::directory("standby");
         let data = dir.path().join("data");
+        let login = upstream.login().role(&self.upstream_role);
         let mut backup = command(&self.major.program("pg_basebackup"));
         backup
             .args(["--write-recovery-conf", "--wal-method=stream"])
             .args(["--checkpoint=fast", "--no-sync"])
-            .args([
-                "--dbname",
-                &primary.login().application("standby").conninfo(),
-            ])
+            .args(["--dbname", &login.application("standby").conninfo()])
             .arg("--pgdata")
             .arg(&data);
         output_of(backup);
         append(&data.join("postgresql.conf"), &self.conf);
-        Cluster::launch(self.major, dir)
+        Cluster::launch(self.major, dir, self.environment)
     }
 }
 
 /// A fresh data directory of this major, made once a process.
-fn template(major: Major) -> PathBuf {
-    static TEMPLATES: LazyLock<Mutex<BTreeMap<Major, PathBuf>>> = LazyLock::new(Mutex::default);
+fn template(major: Major, template: Template) -> PathBuf {
+    type Made = BTreeMap<(Major, Template), PathBuf>;
+    static TEMPLATES: LazyLock<Mutex<Made>> = LazyLock::new(Mutex::default);
     let mut templates = TEMPLATES.lock().unwrap_or_else(PoisonError::into_inner);
     templates
-        .entry(major)
+        .entry((major, template))
         .or_insert_with(|| {
-            let data = scratch::lasting(&format!("template-{major}"));
+            let data = scratch::lasting(&match template {
+                Template::Usual => format!("template-{major}"),
+                Template::AnotherCluster => format!("template-{major}-another"),
+            });
             let mut initdb = command(&major.program("initdb"));
             initdb
                 .args(["--no-sync", "--auth=trust", "--username=postgres"])
@@ -142,7 +184,7 @@ fn template(major: Major) -> PathBuf {
 fn append(path: &Path, text: &str) {
     let old = fs::read_to_string(path)
         .unwrap_or_else(|e| panic!("could not read {}: {e}", path.display()));
-    fs::write(path, old + "\n" + text)
+    fs::write(path, old + "\n" + text + "\n")
         .unwrap_or_else(|e| panic!("could not write {}: {e}", path.display()));
 }
 
@@ -150,6 +192,7 @@ fn append(path: &Path, text: &str) {
 pub struct Cluster {
     major: Major,
     dir: TempDir,
+    environment: Vec<(String, String)>,
     port: u16,
     postmaster: Option<Child>,
     /// For looking on: views are read over this session.
@@ -186,10 +229,11 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn launch(major: Major, dir: TempDir) -> Cluster {
+    fn launch(major: Major, dir: TempDir, environment: Vec<(String, String)>) -> Cluster {
         let mut cluster = Cluster {
             major,
             dir,
+            environment,
             port: 0,
             postmaster: None,
             observer: RefCell::new(None),
@@ -224,6 +268,7 @@ impl Cluster {
             .arg("-k")
             .arg(self.dir.path())
             .args(["-p", &self.port.to_string()])
+            .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
         let child = spawn(postgres, Signal::Quit).unwrap_or_else(|e| panic!("postgres: {e}"));
@@ -364,6 +409,26 @@ impl Cluster {
         self.run("SELECT pg_reload_conf()");
     }
 
+    /// A line for postgresql.auto.conf, where it overrides the others of its
+    /// name; for a stopped server.
+    #[track_caller]
+    pub fn append_to_auto_conf(&self, line: &str) {
+        append(&self.data().join("postgresql.auto.conf"), line);
+    }
+
+    /// Replaces pg_hba.conf and waits until it is in force.
+    #[track_caller]
+    pub fn set_hba(&self, lines: &[&str]) {
+        let path = self.data().join("pg_hba.conf");
+        fs::write(&path, lines.join("\n") + "\n")
+            .unwrap_or_else(|e| panic!("could not write {}: {e}", path.display()));
+        // The postmaster tells its children to reload and then reads the file,
+        // before it takes another connection (`process_pm_reload_request`).
+        let loaded = self.value("SELECT pg_conf_load_time()");
+        self.run("SELECT pg_reload_conf()");
+        self.wait_until_sql("the reload", &format!("pg_conf_load_time() > '{loaded}'"));
+    }
+
     /// Stops the server; whether it ended before the deadline.
     pub fn stop(&mut self, signal: Signal, deadline: Duration) -> bool {
         self.forget_observer();
@@ -497,6 +562,15 @@ impl Cluster {
         });
     }
 
+    /// The lines of the worker's messages, those of DETAIL and HINT included.
+    pub fn worker_log(&self) -> Vec<String> {
+        self.log()
+            .lines()
+            .filter(|line| line.contains("] slot_self_heal "))
+            .map(str::to_owned)
+            .collect()
+    }
+
     fn print_log(&self) {
         const LINES: usize = 60;
         let log = self.log();
@@ -517,6 +591,17 @@ impl Cluster {
         self.value("SELECT pg_current_wal_insert_lsn()")
             .parse()
             .unwrap()
+    }
+
+    /// On a standby: waits until it has replayed what its upstream has flushed
+    /// so far.
+    #[track_caller]
+    pub fn wait_for_replay_of(&self, primary: &Cluster) {
+        let flushed = primary.value("SELECT pg_current_wal_flush_lsn()");
+        self.wait_until_sql(
+            &format!("the standby to replay up to {flushed}"),
+            &format!("pg_last_wal_replay_lsn() >= '{flushed}'"),
+        );
     }
 
     /// The running-xacts records written since `start`, as pg_waldump prints
@@ -573,7 +658,8 @@ impl Drop for Cluster {
     }
 }
 
-fn free_port() -> u16 {
+/// A port of 127.0.0.1 on which nobody listens.
+pub fn free_port() -> u16 {
     TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())

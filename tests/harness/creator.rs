@@ -116,10 +116,12 @@ fn sql_function(cluster: &Cluster, slot: &str, temporary: &str) -> Running {
     ))
 }
 
+/// On a standby the publication must be there already.
 fn subscription(publisher: &Cluster, subscriber: &Cluster, slot: &str) -> Running {
-    publisher
-        .connect()
-        .run(&format!("CREATE PUBLICATION {slot}"));
+    let mut session = publisher.connect();
+    if !session.is_true("SELECT pg_is_in_recovery()") {
+        session.run(&format!("CREATE PUBLICATION {slot}"));
+    }
     let conninfo = publisher.login().application(slot).conninfo();
     subscriber.login().start(&format!(
         "CREATE SUBSCRIPTION {slot} CONNECTION '{conninfo}' PUBLICATION {slot} \
@@ -127,15 +129,21 @@ fn subscription(publisher: &Cluster, subscriber: &Cluster, slot: &str) -> Runnin
     ))
 }
 
+/// What [`Creator::BackgroundWorker`] needs; a standby has it of its primary.
+#[track_caller]
+pub fn prepare_background_creator(cluster: &Cluster) {
+    cluster.connect().run(
+        "CREATE FUNCTION public.background_creator_start(text) RETURNS int \
+         AS 'background_creator' LANGUAGE C STRICT",
+    );
+}
+
 /// Runs `sql` in a background worker; see `fixtures/background_creator.c`.
 #[track_caller]
 pub fn start_worker(cluster: &Cluster, sql: &str) -> Pid {
     let mut session = cluster.connect();
     if session.is_true("SELECT to_regproc('public.background_creator_start') IS NULL") {
-        session.run(
-            "CREATE FUNCTION public.background_creator_start(text) RETURNS int \
-             AS 'background_creator' LANGUAGE C STRICT",
-        );
+        prepare_background_creator(cluster);
     }
     let sql = sql.replace('\'', "''");
     let pid = session.number(&format!("SELECT public.background_creator_start('{sql}')"));

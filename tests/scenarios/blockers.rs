@@ -53,7 +53,7 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
 }
 
 /// The hint's first statement ends the blocker.
-fn check_remedy(blocking: &Blocking, status: &Status) {
+pub(crate) fn check_remedy(blocking: &Blocking, status: &Status) {
     let hint = status.hint();
     let statement = statements(hint)
         .into_iter()
@@ -69,7 +69,7 @@ fn check_remedy(blocking: &Blocking, status: &Status) {
     }
 }
 
-fn check_creator(creator: Creator, status: &Status) {
+pub(crate) fn check_creator(creator: Creator, status: &Status) {
     assert_eq!(status.plugin, "pgoutput");
     assert_eq!(status.database, "postgres");
     assert_eq!(
@@ -101,7 +101,7 @@ fn check_creator(creator: Creator, status: &Status) {
     assert_eq!(status.wal_status.as_deref(), Some("reserved"));
 }
 
-fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
+pub(crate) fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
     assert_eq!(row.pid, blocking.pid);
     assert_eq!(row.gid, blocking.gid);
     assert_eq!(row.database.as_deref(), Some(blocking.database), "{row:#?}");

@@ -73,7 +73,8 @@ fn settings(major: Major) {
     let found = cluster.rows(
         "SELECT name, current_setting(name), context FROM pg_settings \
          WHERE name IN ('slot_self_heal.enabled', 'slot_self_heal.database', \
-                        'slot_self_heal.scan_interval', 'slot_self_heal.nudge_interval') \
+                        'slot_self_heal.scan_interval', 'slot_self_heal.nudge_interval', \
+                        'slot_self_heal.primary_conninfo') \
          ORDER BY name",
     );
     let found: Vec<Vec<&str>> = found
@@ -86,6 +87,7 @@ fn settings(major: Major) {
             ["slot_self_heal.database", "postgres", "postmaster"],
             ["slot_self_heal.enabled", "on", "sighup"],
             ["slot_self_heal.nudge_interval", "10s", "sighup"],
+            ["slot_self_heal.primary_conninfo", "", "sighup"],
             ["slot_self_heal.scan_interval", "100ms", "sighup"],
         ]
     );

@@ -1,6 +1,6 @@
 //! What the server pays while all is well: nothing.
 
-use harness::{Creator, Login, PATIENCE, Setup, for_a_while, wait_until};
+use harness::{Creator, Login, PATIENCE, Session, Setup, for_a_while, wait_until};
 
 use crate::{Major, primary};
 
@@ -28,8 +28,6 @@ fn writes_nothing(major: Major) {
     assert_eq!(cluster.insert_lsn(), before, "WAL was written");
 }
 
-/// Statistics are flushed at a process's end at the latest: a worker that
-/// opened transactions while it idled shows them when it is terminated.
 fn opens_no_transaction(major: Major) {
     let cluster = Setup::new(major).start();
     let mut watch = create_watch_database(&cluster).connect();
@@ -38,6 +36,16 @@ fn opens_no_transaction(major: Major) {
         .start(&cluster, "ready_slot")
         .finish()
         .unwrap();
+    check_no_transaction_at_rest(&mut watch);
+}
+
+/// Statistics are flushed at a process's end at the latest: a worker that
+/// opened transactions while it idled shows them when it is terminated.
+///
+/// `watch` is a session in a database that the worker is not in; no other
+/// session may be in the worker's.
+#[track_caller]
+pub(crate) fn check_no_transaction_at_rest(watch: &mut Session) {
     let worker = "FROM pg_stat_activity WHERE backend_type = 'slot_self_heal'";
     let mut renew_worker = || {
         let mut pid = || watch.maybe(&format!("SELECT pid {worker}"));

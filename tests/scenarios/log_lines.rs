@@ -1,7 +1,7 @@
 //! The log: said when it begins, when it changes and when it ends; not each
 //! tick.
 
-use harness::{Blocker, Cluster, Creator, for_a_while};
+use harness::{Blocker, Creator, for_a_while};
 
 use crate::{Major, primary};
 
@@ -12,16 +12,6 @@ on_every_major!(
     blockers_that_change,
     nothing_of_a_quick_creation
 );
-
-/// The lines of the worker's messages, each with its DETAIL and HINT.
-fn said(cluster: &Cluster) -> Vec<String> {
-    cluster
-        .log()
-        .lines()
-        .filter(|line| line.contains("] slot_self_heal "))
-        .map(str::to_owned)
-        .collect()
-}
 
 fn begins(line: &&String) -> bool {
     line.contains(&format!(
@@ -41,7 +31,7 @@ fn a_creation_that_waits(major: Major) {
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
     cluster.wait_for_state(SLOT, "waiting_for_transactions");
     for_a_while();
-    let lines = said(&cluster);
+    let lines = cluster.worker_log();
     assert_eq!(lines.iter().filter(begins).count(), 1, "{lines:#?}");
     let pid = blocking.pid.unwrap();
     let has = |label: &str, text: &str| {
@@ -59,7 +49,7 @@ fn a_creation_that_waits(major: Major) {
     creation.finish().unwrap();
     cluster.wait_for_log(&format!("logical replication slot \"{SLOT}\" is ready"));
     for_a_while();
-    let lines = said(&cluster);
+    let lines = cluster.worker_log();
     assert_eq!(lines.iter().filter(begins).count(), 1, "{lines:#?}");
     assert_eq!(lines.iter().filter(is_ready).count(), 1, "{lines:#?}");
 }
@@ -87,6 +77,6 @@ fn nothing_of_a_quick_creation(major: Major) {
     Creator::Walsender.start(&cluster, SLOT).finish().unwrap();
     cluster.wait_for_state(SLOT, "ready");
     for_a_while();
-    let lines = said(&cluster);
+    let lines = cluster.worker_log();
     assert_eq!(lines.iter().filter(begins).count(), 0, "{lines:#?}");
 }

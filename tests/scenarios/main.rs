@@ -6,26 +6,41 @@
 /// Makes tests `pg15`, `pg16` … of each scenario named.
 macro_rules! on_every_major {
     ($($scenario:ident),+ $(,)?) => {
-        $(
-            mod $scenario {
-                use harness::Major;
+        $( tests_of!($scenario: pg15 = V15, pg16 = V16, pg18 = V18); )+
+    };
+}
 
-                #[test]
-                fn pg15() {
-                    super::$scenario(Major::V15);
-                }
+/// The same for what needs logical slots on standbys: 16 and later.
+macro_rules! on_majors_with_standby_slots {
+    ($($scenario:ident),+ $(,)?) => {
+        $( tests_of!($scenario: pg16 = V16, pg18 = V18); )+
+    };
+}
 
-                #[test]
-                fn pg16() {
-                    super::$scenario(Major::V16);
-                }
+/// The same for what came before that.
+macro_rules! on_majors_without_standby_slots {
+    ($($scenario:ident),+ $(,)?) => {
+        $( tests_of!($scenario: pg15 = V15); )+
+    };
+}
 
+/// The same for what needs failover slots: 17 and later.
+macro_rules! on_majors_with_slot_sync {
+    ($($scenario:ident),+ $(,)?) => {
+        $( tests_of!($scenario: pg18 = V18); )+
+    };
+}
+
+macro_rules! tests_of {
+    ($scenario:ident: $($test:ident = $major:ident),+) => {
+        mod $scenario {
+            $(
                 #[test]
-                fn pg18() {
-                    super::$scenario(Major::V18);
+                fn $test() {
+                    super::$scenario(harness::Major::$major);
                 }
-            }
-        )+
+            )+
+        }
     };
 }
 

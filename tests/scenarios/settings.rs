@@ -113,7 +113,12 @@ fn unknown_names_are_refused(major: Major) {
 fn not_for_sessions(major: Major) {
     let cluster = primary(major);
     let mut session = cluster.connect();
-    for setting in ["enabled = off", "scan_interval = '1s'", "database = 'x'"] {
+    for setting in [
+        "enabled = off",
+        "scan_interval = '1s'",
+        "database = 'x'",
+        "primary_conninfo = 'host=x'",
+    ] {
         let error = session.error(&format!("SET slot_self_heal.{setting}"));
         assert_eq!(error.code, "55P02", "{error}");
     }

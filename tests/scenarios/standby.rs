@@ -1,62 +1,188 @@
-//! A standby: for now the worker watches.
+//! Slots that are created on a standby.
+//!
+//! Nobody there can write the record that a creation needs, and a primary at
+//! rest writes none: without us it waits without end.
 
-use harness::{Blocker, Cluster, Creator, PATIENCE, wait_until};
+mod blockers;
+mod cascade;
+mod deadlock;
+mod failover;
+mod healing;
+mod idle;
+mod network;
+mod old_major;
+mod records;
+mod replay;
+mod secrets;
+mod slot_sync;
+mod upstream;
 
-use crate::{Major, primary};
+use harness::{
+    Blocker, Blocking, Cluster, Creation, Creator, Frozen, Login, Lsn, Setup, Status, for_a_while,
+    wait_until,
+};
+
+use crate::{Major, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
-on_every_major!(watches, promoted, created_on_a_standby);
+/// Another try soon, where something has to be mended first.
+const TRY_SOON: &str = "slot_self_heal.nudge_interval = 2s";
 
-fn watches(major: Major) {
-    let primary = primary(major);
-    let standby = Cluster::standby_of(&primary);
-    let worker = standby.wait_for_worker("a pid", |worker| worker.pid.is_some());
-    assert_eq!(worker.role.as_deref(), Some("standby"));
-    assert_eq!(
-        standby.number("SELECT count(*) FROM slot_self_heal_status"),
-        0
-    );
-    assert_eq!(primary.worker().role.as_deref(), Some("primary"));
+/// Where a standby's WAL receiver has to connect again.
+const RECEIVE_SOON: &str = "wal_retrieve_retry_interval = 200ms";
+
+/// A primary and its standby.
+///
+/// The primary's bgwriter is stopped: what moves a slot on the standby is a
+/// record of ours, or of the scenario.
+struct Pair {
+    // dropped in this order
+    frozen: Option<Frozen>,
+    standby: Cluster,
+    primary: Cluster,
 }
 
-fn promoted(major: Major) {
-    let primary = primary(major);
-    let standby = Cluster::standby_of(&primary);
-    let before = standby.wait_for_worker("a pid", |worker| worker.pid.is_some());
-    assert!(standby.is_true("SELECT pg_promote(true, 60)"));
-    let after = standby.wait_for_worker("the new role", |worker| {
-        worker.role.as_deref() == Some("primary")
-    });
-    assert_eq!(after.pid, before.pid, "the worker was restarted");
-
-    let blocking = Blocker::IdleInTransaction.start(&standby);
-    let mut creation = Creator::Walsender.start(&standby, SLOT);
-    standby.wait_for_status(SLOT, "the blocker", |status| {
-        status.blocker_pids() == [blocking.pid]
-    });
-    blocking.commit();
-    standby.wait_for_state(SLOT, "ready");
-    creation.finish().unwrap();
-}
-
-/// From 16 on. An idle primary writes no record; the operator can.
-fn created_on_a_standby(major: Major) {
-    let primary = primary(major);
-    let standby = Cluster::standby_of(&primary);
-    let mut creation = Creator::Walsender.start(&standby, SLOT);
-    if major < Major::V16 {
-        creation.finish().expect_err("there is no such feature");
-        assert!(standby.status(SLOT).is_none());
-        return;
+impl Pair {
+    #[track_caller]
+    fn start(major: Major) -> Pair {
+        Pair::of(with_extension(Setup::new(major)), Setup::new(major))
     }
-    standby.wait_for_status(SLOT, "a slot being built", |status| status.state != "ready");
-    // a record counts once the slot has its restart_lsn
-    wait_until("the slot to become ready", PATIENCE, || {
-        primary.run("SELECT slot_self_heal_nudge()");
-        standby
-            .status(SLOT)
-            .is_some_and(|status| status.state == "ready")
-    });
-    creation.finish().unwrap();
+
+    #[track_caller]
+    fn of(primary: Cluster, standby: Setup) -> Pair {
+        let frozen = Some(primary.freeze_bgwriter());
+        let standby = standby.standby_of(&primary);
+        standby.wait_for_replay_of(&primary);
+        Pair {
+            frozen,
+            standby,
+            primary,
+        }
+    }
+
+    #[track_caller]
+    fn create(&self, creator: Creator) -> Creation {
+        creator.start(&self.standby, SLOT)
+    }
+
+    /// Waits until the client has its slot.
+    #[track_caller]
+    fn finish(&self, creation: &mut Creation) -> Status {
+        let status = self.standby.wait_for_state(SLOT, "ready");
+        creation
+            .finish()
+            .unwrap_or_else(|e| panic!("the client has no slot: {e}"));
+        status
+    }
+
+    /// How many running-xacts records the primary has written since.
+    #[track_caller]
+    fn records_since(&self, start: Lsn) -> usize {
+        self.primary.running_xacts_since(start).len()
+    }
+
+    /// Not by the end of the WAL: with checksums reading alone writes hint bits.
+    #[track_caller]
+    fn check_that_no_record_is_written(&self) {
+        let before = self.primary.insert_lsn();
+        for_a_while();
+        assert_eq!(self.records_since(before), 0, "a record was written");
+    }
+
+    /// Commits something, so that all WAL before it is on its way.
+    #[track_caller]
+    fn commit_something(&self) {
+        self.primary
+            .run("SELECT pg_logical_emit_message(true, '', '')");
+    }
+
+    /// A transaction that the standby knows of, having replayed WAL of it.
+    #[track_caller]
+    fn start_blocker_that_wrote(&self) -> Blocking {
+        let mut blocking = Blocker::IdleInTransaction.start(&self.primary);
+        blocking
+            .session()
+            .run("SELECT pg_logical_emit_message(true, '', '')");
+        self.commit_something();
+        self.standby.wait_for_replay_of(&self.primary);
+        blocking
+    }
+
+    #[track_caller]
+    fn restart_primary(&mut self) {
+        self.frozen = None;
+        self.primary.restart();
+        self.frozen = Some(self.primary.freeze_bgwriter());
+    }
+}
+
+/// Waits until the standby's startup process waits for something in particular.
+#[track_caller]
+fn wait_for_startup_process(standby: &Cluster, wait_event: &str) {
+    standby.wait_until_sql(
+        &format!("the startup process to wait in {wait_event}"),
+        &startup_process_waits(wait_event),
+    );
+}
+
+fn startup_process_waits(wait_event: &str) -> String {
+    format!(
+        "EXISTS (SELECT FROM pg_stat_activity \
+         WHERE backend_type = 'startup' AND wait_event = '{wait_event}')"
+    )
+}
+
+/// For a worker that asks somebody else than its server's own upstream.
+fn ask(login: Login) -> String {
+    let conninfo = login.conninfo().replace('\'', "''");
+    format!("slot_self_heal.primary_conninfo = '{conninfo}'")
+}
+
+/// Lets the worker ask somebody else from now on; nobody in particular when
+/// empty.
+#[track_caller]
+fn ask_now(standby: &Cluster, conninfo: &str) {
+    let conninfo = conninfo.replace('\'', "''");
+    standby.set("slot_self_heal.primary_conninfo", &format!("'{conninfo}'"));
+}
+
+/// Pasted with psql, it runs to its end: SQL with prose in comments. And it
+/// says where to paste it.
+#[track_caller]
+fn check_hint(hint: &str) {
+    for line in hint.lines() {
+        let statement = line.split("--").next().unwrap_or_default().trim();
+        assert!(
+            statement.is_empty() || statement.ends_with(';'),
+            "neither a statement nor a comment: {line}"
+        );
+    }
+    assert!(
+        ["primary", "standby", "upstream"]
+            .iter()
+            .any(|server| hint.contains(server)),
+        "no word of where to run it: {hint}"
+    );
+}
+
+/// Waits until a server has no connection but its streaming standbys' and ours.
+#[track_caller]
+fn wait_until_left_alone(server: &Cluster) {
+    wait_until(
+        "the worker to close its connection",
+        harness::PATIENCE,
+        || strangers(server).is_empty(),
+    );
+}
+
+/// Connections that are neither a WAL receiver's nor the scenario's own.
+#[track_caller]
+fn strangers(server: &Cluster) -> Vec<String> {
+    let rows = server.rows(
+        "SELECT format('%s %s', backend_type, application_name) FROM pg_stat_activity \
+         WHERE backend_type IN ('client backend', 'walsender') \
+         AND application_name NOT IN ('observer', 'scenario', 'standby')",
+    );
+    rows.into_iter().flatten().flatten().collect()
 }

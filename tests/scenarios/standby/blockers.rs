@@ -1,0 +1,287 @@
+//! Transactions of the primary, which a creation on its standby waits for.
+
+use harness::{Blocker, Blocking, Creator, Setup, Status, for_a_while};
+
+use super::{Pair, SLOT, check_hint};
+use crate::{
+    Major,
+    blockers::{check_blocker, check_creator, check_remedy},
+    primary, with_extension,
+};
+
+on_majors_with_standby_slots!(
+    oldest_first,
+    committed,
+    rolled_back,
+    second_blocker_meanwhile,
+    later_transactions_do_not_block,
+    many_subtransactions,
+    that_began_before_the_slot,
+    on_the_standby_itself,
+    names_that_would_like_to_be_run,
+    without_pg_read_all_stats,
+);
+
+/// Waits until the creation is seen to wait for these and no others.
+#[track_caller]
+fn wait_for_blockers(pair: &Pair, what: &str, blocking: &[&Blocking]) -> Status {
+    let xids: Vec<&str> = blocking.iter().map(|b| b.xid.as_str()).collect();
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, what, |status| status.blocker_xids() == xids);
+    assert_eq!(status.state, "waiting_for_transactions", "{status:#?}");
+    status
+}
+
+/// The view on the standby names the blocker, and its hint, pasted on the
+/// primary, makes the slot ready.
+fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
+    let setup = match blocker {
+        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
+        Blocker::IdleInTransaction
+        | Blocker::Active
+        | Blocker::AbortedWithSavepoint
+        | Blocker::Prepared
+        | Blocker::AnotherDatabase
+        | Blocker::BackgroundWorker => Setup::new(major),
+    };
+    let pair = Pair::of(with_extension(setup), Setup::new(major));
+    let blocking = blocker.start(&pair.primary);
+    let mut creation = pair.create(creator);
+
+    let status = pair.standby.wait_for_status(SLOT, "the blocker", |status| {
+        status.state == "waiting_for_transactions"
+            && status.blocker_xids().contains(&blocking.xid.as_str())
+    });
+    check_creator(creator, &status);
+    let row = status
+        .blockers
+        .iter()
+        .find(|row| row.xid == blocking.xid)
+        .expect("waited for");
+    check_blocker(blocker, &blocking, row);
+    check_remedy(&blocking, &status);
+    check_hint(status.hint());
+    assert!(status.hint().contains("primary"), "{status:#?}");
+
+    pair.primary.paste(blocking.database, status.hint());
+    let status = pair.finish(&mut creation);
+    assert!(status.blockers.is_empty(), "{status:#?}");
+    assert_eq!(status.hint, None);
+}
+
+/// Tests `behind::<blocker>::pg16`, each kind of creator in its turn.
+mod behind {
+    macro_rules! behind_each_blocker {
+        ($($blocker:ident = $kind:ident by $creator:ident),+ $(,)?) => {
+            $(
+                fn $blocker(major: harness::Major) {
+                    super::named_and_ended(
+                        harness::Creator::$creator,
+                        harness::Blocker::$kind,
+                        major,
+                    );
+                }
+            )+
+            on_majors_with_standby_slots!($($blocker),+);
+        };
+    }
+
+    behind_each_blocker!(
+        idle_in_transaction = IdleInTransaction by Walsender,
+        idle_in_transaction_sql = IdleInTransaction by SqlFunction,
+        active_session = Active by SqlFunction,
+        aborted_with_savepoint = AbortedWithSavepoint by Walsender,
+        prepared_transaction = Prepared by SqlFunction,
+        prepared_transaction_walsender = Prepared by Walsender,
+        autovacuum = Autovacuum by Walsender,
+        another_database = AnotherDatabase by SqlFunction,
+        background_worker = BackgroundWorker by Walsender,
+    );
+}
+
+fn oldest_first(major: Major) {
+    let pair = Pair::start(major);
+    let oldest = Blocker::IdleInTransaction.start(&pair.primary);
+    let prepared = Blocker::Prepared.start(&pair.primary);
+    let youngest = Blocker::Active.start(&pair.primary);
+    let mut creation = pair.create(Creator::Walsender);
+    wait_for_blockers(&pair, "all three", &[&oldest, &prepared, &youngest]);
+
+    // whoever ends first goes from the list, whatever its place
+    pair.primary.run("ROLLBACK PREPARED 'it''s prepared'");
+    wait_for_blockers(&pair, "two blockers", &[&oldest, &youngest]);
+    oldest.commit();
+    wait_for_blockers(&pair, "one blocker", &[&youngest]);
+    drop(youngest);
+    pair.finish(&mut creation);
+}
+
+fn ended_by(major: Major, creator: Creator, end: fn(Blocking)) {
+    let pair = Pair::start(major);
+    let blocking = Blocker::IdleInTransaction.start(&pair.primary);
+    let mut creation = pair.create(creator);
+    wait_for_blockers(&pair, "the blocker", &[&blocking]);
+    end(blocking);
+    pair.finish(&mut creation);
+}
+
+fn committed(major: Major) {
+    ended_by(major, Creator::SqlFunction, Blocking::commit);
+}
+
+/// A rollback is not even flushed.
+fn rolled_back(major: Major) {
+    ended_by(major, Creator::Walsender, Blocking::rollback);
+}
+
+/// A transaction that began before the builder's next phase must end, too.
+fn second_blocker_meanwhile(major: Major) {
+    let pair = Pair::start(major);
+    let first = Blocker::IdleInTransaction.start(&pair.primary);
+    let mut creation = pair.create(Creator::SqlFunction);
+    wait_for_blockers(&pair, "the first blocker", &[&first]);
+    let second = Blocker::IdleInTransaction.start(&pair.primary);
+    wait_for_blockers(&pair, "both blockers", &[&first, &second]);
+    first.commit();
+    wait_for_blockers(&pair, "the second blocker alone", &[&second]);
+    second.rollback();
+    pair.finish(&mut creation);
+}
+
+/// In its last phase the builder waits for no transaction that began after it.
+/// That phase is reached by the second record; the third is the last.
+fn later_transactions_do_not_block(major: Major) {
+    let pair = Pair::start(major);
+    let first = Blocker::IdleInTransaction.start(&pair.primary);
+    let mut creation = pair.create(Creator::Walsender);
+    wait_for_blockers(&pair, "the first blocker", &[&first]);
+    let second = Blocker::IdleInTransaction.start(&pair.primary);
+    wait_for_blockers(&pair, "both blockers", &[&first, &second]);
+    first.commit();
+    pair.standby
+        .wait_for_status(SLOT, "the second record", |status| {
+            status.nudges == Some(2) && status.state == "waiting_for_transactions"
+        });
+
+    let later = Blocker::IdleInTransaction.start(&pair.primary);
+    for_a_while();
+    wait_for_blockers(&pair, "the second blocker alone", &[&second]);
+    second.commit();
+    pair.finish(&mut creation);
+    drop(later);
+}
+
+/// More than a running-xacts record names (`PGPROC_MAX_CACHED_SUBXIDS`).
+fn many_subtransactions(major: Major) {
+    let pair = Pair::start(major);
+    pair.primary.run("CREATE TABLE orders (id int)");
+    let mut blocking = Blocker::IdleInTransaction.start(&pair.primary);
+    for id in 0..70 {
+        blocking
+            .session()
+            .run(&format!("SAVEPOINT s; INSERT INTO orders VALUES ({id})"));
+    }
+    let mut creation = pair.create(Creator::SqlFunction);
+    wait_for_blockers(&pair, "the blocker alone", &[&blocking]);
+    blocking.rollback();
+    pair.finish(&mut creation);
+}
+
+/// The slot's catalog_xmin is after its xid: the builder passes every record
+/// over in which it still runs (`SnapBuildFindSnapshot`).
+fn that_began_before_the_slot(major: Major) {
+    let pair = Pair::start(major);
+    let blocking = pair.start_blocker_that_wrote();
+    let mut creation = pair.create(Creator::Walsender);
+    wait_for_blockers(&pair, "the blocker", &[&blocking]);
+    pair.standby.wait_until_sql(
+        "a catalog_xmin after the blocker",
+        &format!(
+            "catalog_xmin::text::bigint > {} FROM pg_replication_slots",
+            blocking.xid
+        ),
+    );
+    blocking.commit();
+    pair.finish(&mut creation);
+}
+
+/// A session of the standby has no xid and is in nobody's way.
+fn on_the_standby_itself(major: Major) {
+    let pair = Pair::start(major);
+    let mut reader = pair.standby.connect();
+    reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    reader.run("SELECT count(*) FROM pg_class");
+    let mut creation = pair.create(Creator::SqlFunction);
+    pair.finish(&mut creation);
+    assert!(reader.is_true("SELECT true"));
+}
+
+fn names_that_would_like_to_be_run(major: Major) {
+    let pair = Pair::start(major);
+    let database = "x\n; SELECT 'run by a name' --\r; SELECT 'run by a name'; --";
+    let gid = "x\\'; SELECT 'run by a name'; --\n; SELECT 'run by a name'; --";
+    pair.primary.run(&format!("CREATE DATABASE \"{database}\""));
+    let mut session = pair.primary.login().database(database).connect();
+    session.run("BEGIN");
+    session.run("SELECT pg_current_xact_id()");
+    let literal = gid.replace('\'', "''");
+    session.run(&format!("PREPARE TRANSACTION '{literal}'"));
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair
+        .standby
+        .wait_for_state(SLOT, "waiting_for_transactions");
+    assert_eq!(status.blockers[0].gid.as_deref(), Some(gid));
+    assert_eq!(status.blockers[0].database.as_deref(), Some(database));
+    let printed = pair.primary.paste(database, status.hint());
+    assert_eq!(printed, "ROLLBACK PREPARED\n");
+    pair.finish(&mut creation);
+}
+
+/// Postgres tells everybody a session's xid, role and application, and no more
+/// (`pg_stat_get_activity`).
+fn without_pg_read_all_stats(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE ROLE replicator LOGIN REPLICATION");
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let pair = Pair::of(primary, Setup::new(major).upstream_role("replicator"));
+    let mut session = pair.primary.login().application("orders").connect();
+    session.run("BEGIN");
+    session.run("SELECT pg_current_xact_id() /* confidential */");
+    let mut creation = pair.create(Creator::Walsender);
+
+    let status = pair.standby.wait_for_status(SLOT, "the blocker", |status| {
+        status.has_blocker(session.pid())
+    });
+    assert_eq!(status.state, "waiting_for_transactions");
+    let row = &status.blockers[0];
+    assert_eq!(row.usename.as_deref(), Some("postgres"));
+    assert_eq!(row.application_name.as_deref(), Some("orders"));
+    assert!(
+        !row.query
+            .as_deref()
+            .is_some_and(|query| query.contains("confidential")),
+        "{row:#?}"
+    );
+    check_hint(status.hint());
+    assert!(
+        status
+            .hint()
+            .contains("GRANT pg_read_all_stats TO replicator;"),
+        "{status:#?}"
+    );
+    let remedy = format!("SELECT pg_terminate_backend({});", session.pid());
+    assert!(status.hint().contains(&remedy), "{status:#?}");
+
+    pair.primary.run("GRANT pg_read_all_stats TO replicator");
+    pair.standby
+        .wait_for_status(SLOT, "the blocker's query", |status| {
+            status.blockers.first().is_some_and(|row| {
+                row.query
+                    .as_deref()
+                    .is_some_and(|query| query.contains("confidential"))
+            }) && !status.hint().contains("GRANT")
+        });
+    session.run("COMMIT");
+    pair.finish(&mut creation);
+}

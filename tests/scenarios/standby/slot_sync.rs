@@ -1,0 +1,92 @@
+//! Slots that a standby copies from its primary, to have them after a
+//! failover. It can make no use of one until the primary's own has moved on
+//! past what the standby still has; and on a primary at rest a slot moves on
+//! no more than a creation does.
+
+use harness::{Cluster, PATIENCE, Process, Setup, wait_until};
+
+use super::{Pair, SLOT, check_hint};
+use crate::{Major, primary};
+
+on_majors_with_slot_sync!(with_a_consumer, without_a_consumer);
+
+/// A primary with a failover slot that lags behind, and a standby that copies
+/// it.
+#[track_caller]
+fn standby_that_syncs(major: Major) -> Pair {
+    let primary = primary(major);
+    primary.run("SELECT pg_create_physical_replication_slot('standby')");
+    primary.run(&format!(
+        "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput', failover => true)"
+    ));
+    primary.run("CREATE PUBLICATION orders");
+    let standby = Setup::new(major)
+        .conf("hot_standby_feedback = on")
+        .conf("primary_slot_name = 'standby'");
+    let pair = Pair::of(primary, standby);
+    // xids that the slot's catalog_xmin is behind, and the standby's is not
+    for _ in 0..5 {
+        pair.commit_something();
+    }
+    pair.standby.wait_for_replay_of(&pair.primary);
+    pair.standby.set("sync_replication_slots", "on");
+    pair.standby.wait_until_sql(
+        "a copy of the slot that is not kept",
+        "EXISTS (SELECT FROM pg_replication_slots WHERE synced AND temporary)",
+    );
+    pair
+}
+
+#[track_caller]
+fn is_kept(standby: &Cluster) -> bool {
+    standby.is_true("SELECT NOT temporary FROM pg_replication_slots WHERE synced")
+}
+
+/// Confirms what it is sent, and what it is not sent.
+fn consume(pair: &Pair) -> Process {
+    let mut program = pair.primary.client("pg_recvlogical");
+    program
+        .args(["--start", "--slot", SLOT, "--file=-"])
+        .args(["--status-interval=1", "--fsync-interval=1"])
+        .args(["--option=proto_version=1"])
+        .args(["--option=publication_names=orders"])
+        .args(["--dbname", &pair.primary.login().conninfo()]);
+    Process::start(program, pair.primary.dir())
+}
+
+fn with_a_consumer(major: Major) {
+    let pair = standby_that_syncs(major);
+    let before = pair.primary.insert_lsn();
+    let consumer = consume(&pair);
+    wait_until("the slot's copy to be kept", 2 * PATIENCE, || {
+        is_kept(&pair.standby)
+    });
+    let status = pair.standby.wait_for_state(SLOT, "ready");
+    assert_eq!(status.hint, None);
+    let records = pair.records_since(before);
+    assert!((1..=3).contains(&records), "{records} records");
+    drop(consumer);
+}
+
+/// No record moves a slot that nobody reads from.
+fn without_a_consumer(major: Major) {
+    let pair = standby_that_syncs(major);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "what is the matter", |status| {
+            status.state == "not_sync_ready" && status.hint.is_some()
+        });
+    check_hint(status.hint());
+    assert!(status.hint().contains("primary"), "{status:#?}");
+    assert!(status.detail.is_some(), "{status:#?}");
+    pair.check_that_no_record_is_written();
+    assert!(!is_kept(&pair.standby));
+
+    // its consumer comes
+    let consumer = consume(&pair);
+    wait_until("the slot's copy to be kept", 2 * PATIENCE, || {
+        is_kept(&pair.standby)
+    });
+    pair.standby.wait_for_state(SLOT, "ready");
+    drop(consumer);
+}

@@ -1,0 +1,322 @@
+//! An upstream that writes no record when asked: each trouble with its name
+//! and its remedy, said once, and over once it is mended.
+
+use harness::{Cluster, Creation, Creator, Setup, for_a_while, free_port};
+
+use super::{Pair, RECEIVE_SOON, SLOT, TRY_SOON, ask, ask_now, check_hint};
+use crate::{Major, primary, with_extension};
+
+on_majors_with_standby_slots!(
+    not_permitted_to_log_a_snapshot,
+    not_permitted_to_nudge,
+    not_permitted_with_names_to_quote,
+    refused_by_pg_hba,
+    wrong_password,
+    nobody_listens,
+    no_conninfo,
+    malformed_conninfo,
+    another_cluster,
+    mended_while_a_transaction_is_in_the_way,
+    connection_terminated,
+);
+
+/// A GRANT on the primary leaves dead rows in its catalogs. Once these are
+/// pruned there, Postgres takes the standby's slot away, which may need them.
+const KEEP_ROWS: &str = "hot_standby_feedback = on";
+
+const HBA_WITHOUT_REPLICATOR: [&str; 3] = [
+    "local all postgres trust",
+    "host all postgres 127.0.0.1/32 trust",
+    "host replication all 127.0.0.1/32 trust",
+];
+
+/// A slot on the standby that waits because of its upstream.
+pub(super) struct Trouble {
+    pub creation: Creation,
+    /// The worker's hint.
+    pub hint: String,
+}
+
+/// Creates a slot and waits for the trouble that this meets.
+#[track_caller]
+pub(super) fn meets(pair: &Pair, upstream: &str) -> Trouble {
+    let creation = pair.create(Creator::Walsender);
+    let worker = pair.standby.wait_for_worker(upstream, |worker| {
+        worker.upstream.as_deref() == Some(upstream) && worker.hint.is_some()
+    });
+    let hint = worker.hint.expect("waited for");
+    check_hint(&hint);
+    let status = pair.standby.wait_for_status(SLOT, "the remedy", |status| {
+        status.state == "waiting_for_record" && status.hint.is_some()
+    });
+    check_hint(status.hint());
+    // said once, not at each try
+    for_a_while();
+    let warnings = warnings(&pair.standby);
+    assert_eq!(warnings.len(), 1, "{warnings:#?}");
+    Trouble { creation, hint }
+}
+
+/// Waits until the slot is healed, as nothing is the matter any more.
+#[track_caller]
+pub(super) fn is_over(pair: &Pair, mut trouble: Trouble) {
+    pair.finish(&mut trouble.creation);
+    is_well(&pair.standby);
+    pair.standby
+        .wait_for_worker("a healed slot", |worker| worker.healed == Some(1));
+    check_said_once(&pair.standby);
+}
+
+#[track_caller]
+fn is_well(standby: &Cluster) {
+    standby.wait_for_worker("an upstream that is well", |worker| {
+        worker.upstream.as_deref() == Some("ok") && worker.hint.is_none()
+    });
+}
+
+fn warnings(standby: &Cluster) -> Vec<String> {
+    let mut lines = standby.worker_log();
+    lines.retain(|line| line.contains(" WARNING:  "));
+    lines
+}
+
+/// One line when it began and one when it was over.
+#[track_caller]
+pub(super) fn check_said_once(standby: &Cluster) {
+    let lines = standby.worker_log();
+    let warnings: Vec<usize> = (0..lines.len())
+        .filter(|&n| lines[n].contains(" WARNING:  "))
+        .collect();
+    let [began] = warnings[..] else {
+        panic!("not one warning: {lines:#?}");
+    };
+    let over = lines[began..]
+        .iter()
+        .filter(|line| line.contains(" LOG:  ") && line.contains("upstream"));
+    assert_eq!(over.count(), 1, "{lines:#?}");
+}
+
+/// A role for standbys, which may do no more than it must.
+fn create_replicator(primary: &Cluster) {
+    primary.run("CREATE ROLE replicator LOGIN REPLICATION");
+}
+
+/// The worker is in a database without the extension, so it needs the server's
+/// own function there: privileges on functions are a database's.
+fn not_permitted_to_log_a_snapshot(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE DATABASE plain");
+    create_replicator(&primary);
+    let standby = Setup::new(major)
+        .upstream_role("replicator")
+        .conf(KEEP_ROWS)
+        .conf("slot_self_heal.database = 'plain'")
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "not permitted");
+    let grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_log_standby_snapshot() TO replicator;";
+    assert!(trouble.hint.contains(grant), "{}", trouble.hint);
+    assert!(trouble.hint.contains("plain"), "{}", trouble.hint);
+    assert!(trouble.hint.contains("primary"), "{}", trouble.hint);
+    pair.primary.paste("plain", &trouble.hint);
+    is_over(&pair, trouble);
+}
+
+fn not_permitted_to_nudge(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    let standby = Setup::new(major)
+        .upstream_role("replicator")
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "not permitted");
+    let grant = "GRANT EXECUTE ON FUNCTION public.slot_self_heal_nudge() TO replicator;";
+    assert!(trouble.hint.contains(grant), "{}", trouble.hint);
+    assert!(trouble.hint.contains("postgres"), "{}", trouble.hint);
+    assert!(trouble.hint.contains("primary"), "{}", trouble.hint);
+    pair.primary.paste("postgres", &trouble.hint);
+    is_over(&pair, trouble);
+}
+
+/// What is pasted mends it, whatever the names are. A function in a schema of
+/// its own takes a privilege on that schema, too.
+fn not_permitted_with_names_to_quote(major: Major) {
+    let primary = Setup::new(major).start();
+    primary.run("CREATE SCHEMA \"Slot Home\"");
+    primary.run("CREATE EXTENSION slot_self_heal SCHEMA \"Slot Home\"");
+    primary.run("ALTER ROLE postgres SET search_path = \"Slot Home\"");
+    primary.forget_observer();
+    primary.run("CREATE ROLE \"Repli\"\"cator\" LOGIN REPLICATION");
+    let standby = Setup::new(major)
+        .upstream_role("Repli\"cator")
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "not permitted");
+    pair.primary.paste("postgres", &trouble.hint);
+    is_over(&pair, trouble);
+}
+
+/// pg_hba.conf lets the WAL receiver in by the word `replication`, and the
+/// worker's connection by the database's name.
+fn refused_by_pg_hba(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    primary.set_hba(&HBA_WITHOUT_REPLICATOR);
+    let standby = Setup::new(major)
+        .upstream_role("replicator")
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "unreachable");
+    let line = hba_line(&trouble.hint);
+    let line: Vec<&str> = line.split_whitespace().collect();
+    let [database, role, address] = ["postgres", "replicator", "127.0.0.1/32"];
+    assert_eq!(line[..4], ["host", database, role, address]);
+    assert!(line.len() >= 5, "no method: {line:?}");
+
+    // a password is another story
+    let line = format!("host {database} {role} {address} trust");
+    let mut hba = HBA_WITHOUT_REPLICATOR.to_vec();
+    hba.push(&line);
+    pair.primary.set_hba(&hba);
+    is_over(&pair, trouble);
+}
+
+/// The line for pg_hba.conf in a hint, which is a comment of it.
+#[track_caller]
+fn hba_line(hint: &str) -> &str {
+    hint.lines()
+        .map(|line| line.trim_start_matches(['-', ' ']))
+        .find(|line| line.starts_with("host "))
+        .unwrap_or_else(|| panic!("no line for pg_hba.conf: {hint}"))
+}
+
+fn wrong_password(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    primary.run("ALTER ROLE replicator PASSWORD 'right'");
+    let mut hba = HBA_WITHOUT_REPLICATOR.to_vec();
+    hba.push("host postgres replicator 127.0.0.1/32 scram-sha-256");
+    primary.set_hba(&hba);
+    let login = primary.login().role("replicator").conninfo();
+    let standby = Setup::new(major)
+        .conf(&format!(
+            "slot_self_heal.primary_conninfo = '{login} password=wrong'"
+        ))
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "unreachable");
+    assert!(trouble.hint.contains("replicator"), "{}", trouble.hint);
+    ask_now(&pair.standby, &format!("{login} password=right"));
+    is_over(&pair, trouble);
+}
+
+fn nobody_listens(major: Major) {
+    let primary = primary(major);
+    let login = primary.login();
+    let nobody = format!("host=127.0.0.1 port={} user=postgres", free_port());
+    let standby = Setup::new(major)
+        .conf(&format!("slot_self_heal.primary_conninfo = '{nobody}'"))
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "unreachable");
+    let error = pair.standby.worker().last_error.unwrap_or_default();
+    assert!(error.contains("refused"), "libpq's message: {error}");
+    ask_now(&pair.standby, &login.conninfo());
+    is_over(&pair, trouble);
+}
+
+/// As of a standby that is fed from an archive.
+fn no_conninfo(major: Major) {
+    let standby = Setup::new(major).conf(TRY_SOON).conf(RECEIVE_SOON);
+    let pair = Pair::of(primary(major), standby);
+    let conninfo = pair.standby.value("SHOW primary_conninfo");
+    pair.standby.set("primary_conninfo", "''");
+    pair.standby.wait_until_sql(
+        "the WAL receiver to end",
+        "NOT EXISTS (SELECT FROM pg_stat_wal_receiver)",
+    );
+    let mut creation = pair.create(Creator::SqlFunction);
+    let worker = pair.standby.wait_for_worker("no conninfo", |worker| {
+        worker.upstream.as_deref() == Some("not configured")
+    });
+    let hint = worker.hint.expect("a remedy");
+    check_hint(&hint);
+    assert!(hint.contains("slot_self_heal.primary_conninfo"), "{hint}");
+
+    let conninfo = conninfo.replace('\'', "''");
+    pair.standby
+        .set("primary_conninfo", &format!("'{conninfo}'"));
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
+
+fn malformed_conninfo(major: Major) {
+    let standby = Setup::new(major)
+        .conf("slot_self_heal.primary_conninfo = 'the server over there'")
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary(major), standby);
+    let trouble = meets(&pair, "not configured");
+    let hint = &trouble.hint;
+    assert!(hint.contains("slot_self_heal.primary_conninfo"), "{hint}");
+    ask_now(&pair.standby, "");
+    is_over(&pair, trouble);
+}
+
+/// A record in somebody else's WAL helps nobody.
+fn another_cluster(major: Major) {
+    let other = with_extension(Setup::new(major).another_cluster());
+    let _frozen = other.freeze_bgwriter();
+    let before = other.insert_lsn();
+    let standby = Setup::new(major).conf(&ask(other.login())).conf(TRY_SOON);
+    let pair = Pair::of(primary(major), standby);
+    let trouble = meets(&pair, "not configured");
+    let hint = &trouble.hint;
+    assert!(hint.contains("slot_self_heal.primary_conninfo"), "{hint}");
+    ask_now(&pair.standby, "");
+    is_over(&pair, trouble);
+    assert_eq!(other.running_xacts_since(before), [""; 0]);
+}
+
+/// The trouble comes and goes while there is nothing to ask for.
+fn mended_while_a_transaction_is_in_the_way(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    let standby = Setup::new(major)
+        .upstream_role("replicator")
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON);
+    let pair = Pair::of(primary, standby);
+    let blocking = pair.start_blocker_that_wrote();
+    let mut creation = pair.create(Creator::Walsender);
+    pair.standby.wait_for_worker("not permitted", |worker| {
+        worker.upstream.as_deref() == Some("not permitted")
+    });
+    pair.primary
+        .run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    blocking.commit();
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
+
+/// By an administrator of the primary, say: the worker connects again.
+fn connection_terminated(major: Major) {
+    let standby = Setup::new(major).conf(TRY_SOON);
+    let pair = Pair::of(primary(major), standby);
+    let blocking = pair.start_blocker_that_wrote();
+    let mut creation = pair.create(Creator::SqlFunction);
+    pair.standby.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    pair.primary.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+         WHERE application_name = 'slot_self_heal'",
+    );
+    blocking.commit();
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
