@@ -1,10 +1,11 @@
 -- How far a standby's replay has come, and what holds it up.
 --
 -- Run by the worker on a standby, in the same transaction as slots.sql. One row.
--- A recovery conflict does not tell with whom: of the sessions that hold a
--- snapshot those with their database's oldest are certainly among them
--- (GetConflictingVirtualXIDs, procarray.c). Who holds a lock is looked up only
--- while the startup process waits for one.
+-- A recovery conflict on a snapshot concerns the sessions of one database, or of
+-- all (GetConflictingVirtualXIDs, procarray.c), and does not tell which. Those
+-- with the oldest snapshot of their database may be among them, and are if no
+-- other database has any. Who holds a lock is looked up only while the startup
+-- process waits for one.
 SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
        pg_catalog.pg_last_wal_receive_lsn() AS received,
        CASE WHEN pg_catalog.pg_is_in_recovery()
@@ -43,7 +44,14 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
                              AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
                          AS h
                    WHERE h.seniority OPERATOR(pg_catalog.=) 1)
-       END AS waits_for
+       END AS waits_for,
+       (s.wait_event IS DISTINCT FROM 'RecoveryConflictSnapshot'
+        OR (SELECT pg_catalog.count(DISTINCT a.datid)
+              FROM pg_catalog.pg_stat_activity AS a
+             WHERE a.backend_xmin IS NOT NULL
+               AND a.datid IS NOT NULL
+               AND a.pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid())
+           OPERATOR(pg_catalog.<=) 1)::pg_catalog.text AS is_certain
   FROM (SELECT) AS one
        LEFT JOIN pg_catalog.pg_stat_activity AS s
               ON s.backend_type OPERATOR(pg_catalog.=) 'startup'

@@ -28,6 +28,7 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
                          JOIN pg_catalog.pg_proc AS p
                            ON p.pronamespace OPERATOR(pg_catalog.=) x.extnamespace
                           AND p.proname OPERATOR(pg_catalog.=) 'slot_self_heal_nudge'
+                          AND p.pronargs OPERATOR(pg_catalog.=) 0
                    WHERE x.extname OPERATOR(pg_catalog.=) 'slot_self_heal') AS e
               ON true
        LEFT JOIN pg_catalog.pg_namespace AS n

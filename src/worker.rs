@@ -40,6 +40,8 @@ const COPIES_NAP: Duration = Duration::from_secs(1);
 /// After a failure the upstream is asked again before this part of `nudge_interval` is over, so
 /// that what was mended meanwhile heals the slot within it.
 const UPSTREAM_REST_SHARE: u32 = 3;
+/// Between two log lines about the same kind of trouble with the upstream.
+const UPSTREAM_RETELL: Duration = Duration::from_secs(300);
 /// After an error in a tick, so that it does not come back fifty times a second.
 const NAP_AFTER_TROUBLE: Duration = Duration::from_secs(1);
 /// Before another try to connect to a database that could not be connected to.
@@ -153,6 +155,8 @@ struct Worker {
     upstream: Upstream,
     /// What the upstream said last.
     look: Option<Rc<Look>>,
+    /// What the log was last told of the upstream, and when.
+    told_upstream: Option<(upstream::Problem, Instant)>,
     /// How long this tick has waited for the upstream, which costs this server nothing.
     asking: Duration,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
@@ -170,6 +174,7 @@ impl Worker {
             watch: ledger::watch(),
             upstream: Upstream::default(),
             look: None,
+            told_upstream: None,
             asking: Duration::ZERO,
             false_alarm: None,
             trouble: None,
@@ -276,7 +281,6 @@ impl Worker {
         let begun = Instant::now();
         let answer = self.upstream.ask(wish, &database, longest_rest);
         self.asking = begun.elapsed();
-        let answer = answer?;
         if answer.look.is_some() {
             self.look = answer.look;
         }
@@ -297,25 +301,36 @@ impl Worker {
     /// Takes note of how the upstream is, and says what changed.
     fn upstream_is(&mut self, now: upstream::Upstream) {
         let before = std::mem::replace(&mut self.watch.upstream, now);
-        match (before.problem(), self.watch.upstream.problem()) {
-            (None, None) => {}
-            (Some(_), None) => report::log(narrate::upstream_is_back()),
-            // The same trouble may word itself differently each time.
-            (Some(before), Some(now)) if before.kind == now.kind && before.hint == now.hint => {}
-            (_, Some(problem)) => {
-                let notice = narrate::upstream_trouble(problem);
-                ledger::note_trouble(&Trouble {
-                    message: problem.message.clone(),
-                    hint: notice.hint.clone(),
-                    at: server::now(),
-                });
-                report::warning(notice);
+        let Some(problem) = self.watch.upstream.problem() else {
+            if before.problem().is_some() {
+                self.told_upstream = None;
+                report::log(narrate::upstream_is_back());
             }
+            return;
+        };
+        let notice = narrate::upstream_trouble(problem);
+        ledger::note_trouble(&Trouble {
+            message: problem.message.clone(),
+            hint: notice.hint.clone(),
+            at: server::now(),
+        });
+        let was_told = match (&self.told_upstream, before.problem()) {
+            // The same trouble may take turns at showing itself in different ways.
+            (Some((told, at)), _) if told.kind == problem.kind => {
+                told.hint == problem.hint || at.elapsed() < UPSTREAM_RETELL
+            }
+            (Some(_), _) => false,
+            // A predecessor of this process has told it.
+            (None, before) => before.is_some_and(|before| before.kind == problem.kind),
+        };
+        if !was_told {
+            self.told_upstream = Some((problem.clone(), Instant::now()));
+            report::warning(notice);
         }
     }
 
     fn leave_upstream(&mut self) {
-        self.upstream.disconnect();
+        self.upstream = Upstream::default();
         self.look = None;
     }
 

@@ -105,7 +105,6 @@ fn on_missing_record(upstream: &Upstream) -> Advice {
 /// On a standby whose replay does not bring what the creation waits for.
 fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     let has_archive = replay.is_some_and(|replay| replay.has_archive);
-    let conflict_ends_after = replay.and_then(Replay::conflict_ends_after);
     let (detail, hint) = match &episode.obstacle {
         None => ("Waits for this standby's replay.".to_owned(), None),
         Some(Obstacle::Paused) => (
@@ -128,11 +127,6 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
             ),
         ),
         Some(Obstacle::Conflict(pids)) => {
-            let list: Vec<String> = pids.iter().map(Pid::to_string).collect();
-            let ends = match conflict_ends_after {
-                Some(delay) => format!("Postgres cancels them after {delay}"),
-                None => "max_standby_streaming_delay is -1, so this does not end by itself".into(),
-            };
             let hint: Vec<String> = pids
                 .iter()
                 .take(REMEDIES)
@@ -141,12 +135,27 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
             (
                 format!(
                     "Waits for this standby's replay, which waits for other sessions here (pid \
-                     {}); {ends}.",
-                    list.join(", ")
+                     {}); {}.",
+                    listed(pids),
+                    ends_conflict(replay)
                 ),
                 Some(hint.join("\n")),
             )
         }
+        Some(Obstacle::UncertainConflict(pids)) => (
+            format!(
+                "Waits for this standby's replay, which waits for a snapshot of one or more \
+                 sessions here (among them, maybe, pid {}); {}.",
+                listed(pids),
+                ends_conflict(replay)
+            ),
+            Some(format!(
+                "SELECT pid, datname, usename, backend_xmin, xact_start, query FROM \
+                 pg_stat_activity WHERE pid IN ({}); -- on this standby: those of one of these \
+                 databases are in the way",
+                listed(pids)
+            )),
+        ),
         Some(Obstacle::Delayed(delay)) => (
             format!(
                 "Waits for a record that was written and is replayed here only after \
@@ -181,21 +190,30 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     }
 }
 
+fn listed(pids: &[Pid]) -> String {
+    let list: Vec<String> = pids.iter().map(Pid::to_string).collect();
+    list.join(", ")
+}
+
+fn ends_conflict(replay: Option<&Replay>) -> String {
+    match replay.and_then(Replay::conflict_ends_after) {
+        Some(delay) => format!("Postgres cancels what is in the way after {delay}"),
+        None => "max_standby_streaming_delay is -1, so this does not end by itself".into(),
+    }
+}
+
 /// On a creation that replay itself waits for.
 fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
     let creator = episode.creator.pid;
-    let ends = match replay.and_then(Replay::conflict_ends_after) {
-        Some(delay) => format!("Postgres cancels the creation after {delay}"),
-        None => "max_standby_streaming_delay is -1, so neither ever ends by itself".into(),
-    };
     Advice {
         detail: Some(format!(
             "A deadlock: the creation waits for replay, and replay waits for a snapshot or a lock \
-             of its creator's, pid {creator}; {ends}."
+             of its creator's, pid {creator}; {}.",
+            ends_conflict(replay)
         )),
         hint: Some(format!(
-            "SELECT pg_cancel_backend({creator}); -- on this standby: ends the creation. Repeat \
-             it over the replication protocol, or in a transaction that has read nothing else"
+            "SELECT pg_cancel_backend({creator}); -- on this standby: ends the creation. Over the \
+             replication protocol it holds no snapshot; hot_standby_feedback = on avoids the conflict"
         )),
     }
 }

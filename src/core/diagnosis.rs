@@ -101,7 +101,7 @@ fn on_standby(
     let waits_for_transactions = episode
         .schedule
         .is_some_and(|schedule| schedule.waits_for_transactions(observation.running));
-    let blocks_replay = replay.waits_for.contains(&creator.identity.pid);
+    let blocks_replay = replay.waits_for(creator.identity.pid);
     match obstacle {
         Some(obstacle) if blocks_replay => Diagnosis {
             obstacle: Some(obstacle),

@@ -259,10 +259,12 @@ impl Episode {
             ) => Waiting::NotKnown,
         };
         // As long as records can't arrive there is no reason to try one more.
-        let is_held = self
-            .obstacle
-            .as_ref()
-            .is_some_and(|obstacle| !obstacle.is_passing());
+        let is_held = match &self.obstacle {
+            // From an archive they arrive, sooner or later.
+            Some(Obstacle::CutOff) => !observation.replay.as_ref().is_some_and(|r| r.has_archive),
+            Some(obstacle) => !obstacle.is_passing(),
+            None => false,
+        };
         let patience = if is_held {
             Duration::MAX
         } else {
@@ -432,9 +434,14 @@ impl Watch {
         if let Some(look) = &observation.upstream {
             self.blind.clone_from(&look.blind);
         }
+        let position = observation.upstream.as_ref().and_then(|look| look.position);
+        let is_lost = |sent: &Sent| position.is_some_and(|position| position < sent.record.lsn);
+        // It serves nobody any more: the server that wrote it is gone, and with it the record.
+        if observation.role == Role::Primary || self.sent.as_ref().is_some_and(is_lost) {
+            self.sent = None;
+        }
         if observation.role == Role::Primary {
             self.upstream = Upstream::NotNeeded;
-            self.sent = None;
         }
     }
 
@@ -647,6 +654,29 @@ mod tests {
             "no longer the first"
         );
         assert_eq!(watch.episodes.values().map(|e| e.nudges).sum::<u32>(), 4);
+    }
+
+    #[test]
+    fn a_record_that_was_lost_is_asked_for_again() {
+        let slots = || vec![building("x", CreatorWait::Wal)];
+        let mut watch = Watch::default();
+        let begin = standby(0, slots(), 1000);
+        watch.update(&begin);
+        assert!(episode(&watch).wants_record(&begin, INTERVAL));
+        let record = Record {
+            lsn: Lsn::new(1 << 26),
+            running: Some(begin.running),
+        };
+        watch.requested(&[SlotName::new("x")], record, at(0));
+        let on_its_way = standby(1000, slots(), 1000);
+        watch.update(&on_its_way);
+        assert!(!episode(&watch).wants_record(&on_its_way, INTERVAL));
+
+        // Another server took over that had not received it.
+        let mut switched = standby(2000, slots(), 1000);
+        switched.learn(Some(look(2000, Vec::new()).into()));
+        watch.update(&switched);
+        assert!(episode(&watch).wants_record(&switched, INTERVAL));
     }
 
     #[test]

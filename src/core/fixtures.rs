@@ -93,7 +93,7 @@ pub fn observation(
     Observation {
         at: at(milliseconds),
         role: Role::Primary,
-        running: Running::of(&transactions, xid(1000)),
+        running: by_age(transactions.clone(), xid(1000)).1,
         slots,
         transactions,
         replay: None,
@@ -126,6 +126,7 @@ pub fn replay(replayed: u64) -> Replay {
         apply_delay: Duration::ZERO,
         conflict_delay: "30s".into(),
         waits_for: Vec::new(),
+        is_certain: true,
     }
 }
 
@@ -133,7 +134,7 @@ pub fn replay(replayed: u64) -> Replay {
 pub fn look(milliseconds: i64, transactions: Vec<Transaction>) -> Look {
     Look {
         at: at(milliseconds),
-        running: Some(Running::of(&transactions, xid(1000))),
+        running: Some(by_age(transactions.clone(), xid(1000)).1),
         transactions,
         position: Some(Lsn::new(1 << 25)),
         blind: None,

@@ -87,26 +87,31 @@ pub struct Running {
 }
 
 impl Running {
-    /// Of the transactions that run, oldest first, and the id that the next one will get.
-    pub fn of(transactions: &[Transaction], next: Xid) -> Self {
-        Self {
-            oldest: transactions.first().map_or(next, |oldest| oldest.xid),
-            next,
-        }
-    }
-
     pub fn is_idle(self) -> bool {
         self.oldest == self.next
     }
 
     /// Of two reports on the same primary, whatever each says has ended has ended.
     pub fn or_later(self, other: Self) -> Self {
-        let later = |a: Xid, b: Xid| if a.precedes(b) { b } else { a };
         Self {
-            oldest: later(self.oldest, other.oldest),
-            next: later(self.next, other.next),
+            oldest: self.oldest.or_later(other.oldest),
+            next: self.next.or_later(other.next),
         }
     }
+}
+
+/// Sorts transactions by age, the oldest first, each once, and tells what a record would say of
+/// them. `next`: the next id, as of before or after they were listed.
+pub fn by_age(mut transactions: Vec<Transaction>, next: Xid) -> (Vec<Transaction>, Running) {
+    let ids = transactions
+        .iter()
+        .map(|transaction| transaction.xid.following());
+    let next = ids.fold(next, Xid::or_later);
+    transactions.sort_by_key(|transaction| std::cmp::Reverse(transaction.xid.age(next)));
+    // PREPARE TRANSACTION shows its transaction twice for a moment.
+    transactions.dedup_by_key(|transaction| transaction.xid);
+    let oldest = transactions.first().map_or(next, |oldest| oldest.xid);
+    (transactions, Running { oldest, next })
 }
 
 /// Everything that one scan saw, all of it within one transaction.
@@ -458,6 +463,7 @@ impl<'a> Row<'a> {
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
             conflict_delay: self.required("conflict_delay")?,
             waits_for,
+            is_certain: self.required("is_certain")?,
         })
     }
 
@@ -671,6 +677,18 @@ mod tests {
             value.map(|(_, value)| (*value).to_owned())
         };
         Row::new(&columns, COLUMNS.iter().map(value).collect()).into_transaction()
+    }
+
+    #[test]
+    fn what_began_while_they_were_listed_is_not_the_oldest() {
+        use super::super::fixtures::{session, xid};
+        let listed = || vec![session(705, 1), session(690, 2), session(703, 3)];
+        let (transactions, running) = by_age(listed(), xid(700));
+        let ids: Vec<u32> = transactions.iter().map(|t| t.xid.get()).collect();
+        assert_eq!(ids, [690, 703, 705]);
+        assert_eq!((running.oldest, running.next), (xid(690), xid(706)));
+        assert_eq!(by_age(listed(), xid(710)).1.next, xid(710));
+        assert!(by_age(Vec::new(), xid(700)).1.is_idle());
     }
 
     #[test]

@@ -25,9 +25,11 @@ pub struct Replay {
     pub apply_delay: Duration,
     /// `max_standby_streaming_delay`, as the server shows it; `-1` is for ever.
     pub conflict_delay: String,
-    /// The processes that the startup process waits for: those that hold a lock it needs, or the
-    /// snapshots that are certainly among those it conflicts with.
+    /// The processes that the startup process waits for: those that hold a lock or a snapshot in
+    /// its way.
     pub waits_for: Vec<Pid>,
+    /// Whether it waits for all of them; else for some of them at least.
+    pub is_certain: bool,
 }
 
 /// Why what was written on the upstream does not arrive.
@@ -38,6 +40,8 @@ pub enum Obstacle {
     CutOff,
     /// Replay waits for these processes of the standby's.
     Conflict(Vec<Pid>),
+    /// Replay waits for some of these.
+    UncertainConflict(Vec<Pid>),
     /// `recovery_min_apply_delay`
     Delayed(Duration),
     /// So many bytes were received and not replayed.
@@ -53,8 +57,10 @@ impl Replay {
         let has_come = |lsn: Lsn| self.received.is_some_and(|received| lsn <= received);
         if self.paused {
             Some(Obstacle::Paused)
-        } else if !self.waits_for.is_empty() {
+        } else if !self.waits_for.is_empty() && self.is_certain {
             Some(Obstacle::Conflict(self.waits_for.clone()))
+        } else if !self.waits_for.is_empty() {
+            Some(Obstacle::UncertainConflict(self.waits_for.clone()))
         } else if !self.receives && !awaited.is_some_and(has_come) {
             Some(Obstacle::CutOff)
         } else {
@@ -68,6 +74,11 @@ impl Replay {
         }
     }
 
+    /// Whether replay certainly waits for this process.
+    pub fn waits_for(&self, pid: Pid) -> bool {
+        self.is_certain && self.waits_for.contains(&pid)
+    }
+
     /// Whether Postgres itself ends whom replay waits for, and after what time.
     pub fn conflict_ends_after(&self) -> Option<&str> {
         (self.conflict_delay != "-1").then_some(self.conflict_delay.as_str())
@@ -78,7 +89,7 @@ impl Obstacle {
     /// Whether nothing is replayed at all.
     pub fn stops_all(&self) -> bool {
         match self {
-            Self::Paused | Self::CutOff | Self::Conflict(_) => true,
+            Self::Paused | Self::CutOff | Self::Conflict(_) | Self::UncertainConflict(_) => true,
             Self::Delayed(_) | Self::Behind(_) | Self::NotReceived => false,
         }
     }
@@ -86,7 +97,8 @@ impl Obstacle {
     /// Whether it is the same in kind, whatever its figures.
     pub fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Conflict(these), Self::Conflict(those)) => these == those,
+            (Self::Conflict(these), Self::Conflict(those))
+            | (Self::UncertainConflict(these), Self::UncertainConflict(those)) => these == those,
             _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         }
     }
@@ -95,7 +107,11 @@ impl Obstacle {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Behind(_) | Self::NotReceived => true,
-            Self::Paused | Self::CutOff | Self::Conflict(_) | Self::Delayed(_) => false,
+            Self::Paused
+            | Self::CutOff
+            | Self::Conflict(_)
+            | Self::UncertainConflict(_)
+            | Self::Delayed(_) => false,
         }
     }
 }

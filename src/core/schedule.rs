@@ -10,8 +10,9 @@
 //!    └────── a record of N0 or later that names no running transaction ──────────┘
 //! ```
 //!
-//! `N0` is the slot's `catalog_xmin`: on a standby the id that its next transaction had when the
-//! creation began. A primary writes the first record itself, with nothing older than that running.
+//! `N0` is the slot's `catalog_xmin`: on a standby the id that the next transaction had when the
+//! creation began, or older if another slot keeps an older one (`GetOldestSafeDecodingTransactionId`,
+//! `procarray.c`). A primary writes the first record itself, with nothing older than that running.
 //!
 //! So one to three records suffice, each only once the transactions that ran at the one before
 //! have ended, and any other record is wasted. The builder's phase is private to its process;

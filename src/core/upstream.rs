@@ -119,6 +119,42 @@ impl fmt::Display for Source {
     }
 }
 
+/// How many servers have passed a request on. Each tells the next in its application's name, so that
+/// standbys that name each other, or themselves, as their upstream find out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hop(u32);
+
+impl Hop {
+    const NAME: &str = "slot_self_heal";
+    /// No cascade is longer.
+    const MOST: u32 = 4;
+
+    /// Of the request that a session of this application passes on.
+    pub fn after(application_name: &str) -> Result<Self, Problem> {
+        let passed_on = match application_name.strip_prefix(Self::NAME) {
+            None => 0,
+            Some(rest) => rest
+                .strip_prefix('/')
+                .and_then(|hops| hops.parse().ok())
+                .unwrap_or(0_u32),
+        };
+        if passed_on < Self::MOST {
+            Ok(Self(passed_on + 1))
+        } else {
+            Err(Problem::passed_in_circles(passed_on))
+        }
+    }
+}
+
+impl fmt::Display for Hop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => f.write_str(Self::NAME),
+            hops => write!(f, "{}/{hops}", Self::NAME),
+        }
+    }
+}
+
 /// As whom, and to which database, the upstream is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Login {
@@ -152,6 +188,14 @@ impl fmt::Display for Writer {
             Self::Core => f.write_str("pg_catalog.pg_log_standby_snapshot()"),
         }
     }
+}
+
+/// What kind of error it answered with, by its SQLSTATE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    NotPermitted,
+    NotInPrerequisiteState,
+    Other,
 }
 
 /// How the upstream introduces itself (`sql/upstream.sql`).
@@ -200,7 +244,30 @@ impl Introduction {
         }
     }
 
-    pub fn not_permitted(&self, writer: &Writer) -> Problem {
+    /// What else to try on a primary where that function fails.
+    pub fn other_writer(&self, writer: &Writer) -> Option<Writer> {
+        match writer {
+            Writer::Extension { .. } if !self.in_recovery && self.may_use_core == Some(true) => {
+                Some(Writer::Core)
+            }
+            Writer::Extension { .. } | Writer::Core => None,
+        }
+    }
+
+    /// What an error of that function means.
+    pub fn refusal(&self, writer: &Writer, message: &str, refusal: Refusal) -> Problem {
+        match refusal {
+            Refusal::NotPermitted => self.not_permitted(writer),
+            Refusal::NotInPrerequisiteState | Refusal::Other if self.in_recovery => {
+                Problem::not_passed_on(message)
+            }
+            // What the function itself says, unless the library is preloaded.
+            Refusal::NotInPrerequisiteState => Problem::not_preloaded(&self.role, &self.database),
+            Refusal::Other => Problem::refused(message),
+        }
+    }
+
+    fn not_permitted(&self, writer: &Writer) -> Problem {
         let Self { role, database, .. } = self;
         Problem {
             kind: Kind::NotPermitted,
@@ -226,10 +293,7 @@ impl Problem {
         Self {
             kind: Kind::NotConfigured,
             message: "neither slot_self_heal.primary_conninfo nor primary_conninfo is set".into(),
-            hint: format!(
-                "{}; SELECT pg_reload_conf(); -- on this standby",
-                set_conninfo("<the primary>")
-            ),
+            hint: on_this_standby("<the primary>"),
         }
     }
 
@@ -238,10 +302,7 @@ impl Problem {
         Self {
             kind: Kind::NotConfigured,
             message: format!("{source} is not a valid connection string"),
-            hint: format!(
-                "{}; SELECT pg_reload_conf(); -- on this standby; pairs of key=value, or a URI",
-                set_conninfo("<the primary>")
-            ),
+            hint: on_this_standby("<the primary>"),
         }
     }
 
@@ -252,10 +313,7 @@ impl Problem {
                 "{source} leads to another cluster: its system identifier is {there}, this \
                  server's is {here}"
             ),
-            hint: format!(
-                "{}; SELECT pg_reload_conf(); -- on this standby",
-                set_conninfo("<this standby's primary>")
-            ),
+            hint: on_this_standby("<this standby's primary>"),
         }
     }
 
@@ -278,25 +336,42 @@ impl Problem {
                 "the upstream is itself a standby, and has no slot_self_heal to pass a request on"
                     .into(),
             hint: format!(
-                "{}; SELECT pg_reload_conf(); -- on this standby. Or on the primary, with \
-                 slot_self_heal preloaded there and on the upstream, in database {database}: \
-                 CREATE EXTENSION slot_self_heal;",
-                set_conninfo("<the primary>")
+                "{}\n\
+                 -- Or, with slot_self_heal preloaded on the upstream and on the primary:\n\
+                 CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}",
+                on_this_standby("<the primary>")
             ),
         }
     }
 
     /// The upstream, itself a standby, could not pass a request on.
     pub fn not_passed_on(message: &str) -> Self {
+        const PREFIX: &str = "the upstream, itself a standby, could not pass the request on: ";
+        // Once is enough, however many passed it on.
+        let reason = first_line(message).trim_start_matches(PREFIX);
+        Self {
+            kind: Kind::IsStandby,
+            message: format!("{PREFIX}{reason}"),
+            hint: format!(
+                "SELECT slot_self_heal_nudge(); -- on the upstream: its error says what to do \
+                 there. Or go straight to the primary, on this standby:\n\
+                 -- {}; SELECT pg_reload_conf();",
+                set_conninfo("<the primary>")
+            ),
+        }
+    }
+
+    fn passed_in_circles(hops: u32) -> Self {
         Self {
             kind: Kind::IsStandby,
             message: format!(
-                "the upstream, itself a standby, could not pass the request on: {}",
-                first_line(message)
+                "the request was passed on {hops} times from standby to standby and reached no \
+                 primary"
             ),
             hint: format!(
-                "SELECT slot_self_heal_nudge(); -- on the upstream: its error says what to do \
-                 there. Or go straight to the primary: {}; SELECT pg_reload_conf(); on this standby",
+                "-- does a standby name itself, or another that names it, as its upstream? \
+                 Otherwise go straight to the primary, on this standby:\n\
+                 -- {}; SELECT pg_reload_conf();",
                 set_conninfo("<the primary>")
             ),
         }
@@ -311,15 +386,21 @@ impl Problem {
         }
     }
 
-    pub fn unresolved(hosts: &str, limit: Duration) -> Self {
+    pub fn unresolved(source: Source, names: &[String]) -> Self {
+        // What is no host name may be a part of a password that was to be written otherwise.
+        let is_plain = |name: &String| {
+            name.chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        };
+        let names = if names.iter().all(is_plain) {
+            format!(": {}", names.join(", "))
+        } else {
+            ", which is not a plain name; in a URI, @ in a password is written %40".into()
+        };
         Self {
             kind: Kind::Unreachable,
-            message: format!(
-                "could not look up the upstream's host name within {}: {hosts}",
-                in_words(limit)
-            ),
-            hint: "-- on this standby: does its name service know the host in primary_conninfo? \
-                   hostaddr=<address> there needs none"
+            message: format!("could not look up the host in {source}{names}"),
+            hint: "-- on this standby: does its name service know the host? An address needs none"
                 .into(),
         }
     }
@@ -341,6 +422,21 @@ impl Problem {
         }
     }
 
+    /// The upstream has the extension, but not its library.
+    pub fn not_preloaded(role: &str, database: &str) -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message:
+                "the upstream has the extension slot_self_heal, but did not preload its library"
+                    .into(),
+            hint: format!(
+                "GRANT EXECUTE ON FUNCTION {} TO {role}; -- on the primary, in database \
+                 {database}. Or add slot_self_heal to shared_preload_libraries there and restart it",
+                Writer::Core
+            ),
+        }
+    }
+
     /// The upstream answered with an error.
     pub fn refused(message: &str) -> Self {
         Self {
@@ -352,6 +448,14 @@ impl Problem {
             hint: "-- the upstream's log says more".into(),
         }
     }
+}
+
+/// A hint to be filled in first.
+fn on_this_standby(host: &str) -> String {
+    format!(
+        "-- on this standby: {}; SELECT pg_reload_conf();",
+        set_conninfo(host)
+    )
 }
 
 fn set_conninfo(host: &str) -> String {
@@ -495,6 +599,34 @@ mod tests {
             ..introduction()
         });
         assert_eq!(closed_standby.kind, Kind::NotPermitted);
+    }
+
+    #[test]
+    fn requests_do_not_go_in_circles() {
+        let mut names = vec![Hop::default().to_string()];
+        while let Ok(hop) = Hop::after(&names[names.len() - 1]) {
+            names.push(hop.to_string());
+        }
+        assert_eq!(names[..2], ["slot_self_heal", "slot_self_heal/1"]);
+        assert_eq!(names.len(), 5);
+        assert_eq!(
+            Hop::after("psql").map(|hop| hop.to_string()),
+            Ok("slot_self_heal/1".into())
+        );
+    }
+
+    #[test]
+    fn a_failure_on_the_way_is_told_once() {
+        let once = Problem::not_passed_on("ERROR:  no primary\nDETAIL: x");
+        let twice = Problem::not_passed_on(&format!("ERROR:  {}", once.message));
+        assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn what_may_be_a_password_is_not_shown() {
+        let problem = |name: &str| Problem::unresolved(Source::Ours, &[name.into()]).message;
+        assert!(problem("db.example").ends_with(": db.example"));
+        assert!(!problem("s3cret@db.example").contains("s3cret"));
     }
 
     #[test]

@@ -27,6 +27,15 @@ impl Xid {
         self.0.wrapping_sub(other.0).cast_signed() < 0
     }
 
+    /// The id that is given out after this one.
+    pub fn following(self) -> Self {
+        Self(self.0.wrapping_add(1).max(Self::FIRST_NORMAL))
+    }
+
+    pub fn or_later(self, other: Self) -> Self {
+        if self.precedes(other) { other } else { self }
+    }
+
     /// How many ids lie between this one and `next`, the id that will be handed out next. Sorts
     /// transactions by age: all running ones lie within 2^31 of it.
     pub fn age(self, next: Self) -> u32 {

@@ -1,9 +1,11 @@
-//! How to reach the upstream: a connection string, taken apart by libpq and put together again.
+//! How to reach the upstream: which addresses to try, as the settings say.
 //!
-//! libpq looks up host names in `PQconnectStart`, where no signal ends its wait. So the names are
-//! looked up here, in threads, and libpq is given addresses.
+//! libpq looks up host names where no signal ends its wait. So the names are looked up here, in
+//! threads, and libpq is given addresses. (Not so for a host that a `service` file names.) And libpq
+//! gives no host less time than another, so that a dead one would use up the time of those after
+//! it: each address is tried by itself.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString};
 use std::net::{IpAddr, ToSocketAddrs};
 use std::ptr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +15,18 @@ use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 
+use super::libpq::{self, Parameters};
 use super::{process, secret};
-use crate::core::upstream::{Login, Problem, Source};
+use crate::core::upstream::{Hop, Login, Problem, Source};
 
-/// Look-ups of former tries that still hang. When there are so many, no more are begun.
-const MOST_LOOKUPS: usize = 8;
+/// For looking up names, which leaves time to connect.
+const LOOKUP_LIMIT: Duration = Duration::from_millis(2500);
+/// How much longer to wait for names once there is an address to try.
+const LOOKUP_PATIENCE: Duration = Duration::from_millis(500);
 /// Between two looks whether a name's addresses are there.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Look-ups of former tries that still hang. When there are so many, no more are begun.
+const MOST_LOOKUPS: usize = 8;
 static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Which server to connect to, as the settings say.
@@ -29,6 +36,12 @@ pub struct Target {
     text: CString,
     /// `slot_self_heal.database`
     database: String,
+}
+
+/// What libpq is to be asked for, one address after the other.
+pub struct Route {
+    pub login: Login,
+    pub addresses: Vec<Parameters>,
 }
 
 impl Target {
@@ -48,123 +61,108 @@ impl Target {
         })
     }
 
-    /// A connection string for `walrcv_connect`, with host names looked up.
-    pub fn conninfo(&self, limit: Duration) -> Result<(CString, Login), Problem> {
+    /// `hop`: shown to the upstream as the application's name.
+    pub fn route(&self, hop: Hop) -> Result<Route, Problem> {
         let invalid = || Problem::invalid_conninfo(self.source);
-        let mut parameters = parse(&self.text).ok_or_else(invalid)?;
-        match self.source {
-            Source::Server => parameters.set("dbname", self.database.clone()),
-            Source::Ours if parameters.get("dbname").is_none() => {
-                parameters.set("dbname", self.database.clone());
-            }
-            Source::Ours => {}
-        }
-        // Whatever else is connected under that name is somebody else.
-        parameters.set("application_name", "slot_self_heal".into());
-        parameters.remove("fallback_application_name");
-        parameters.remove("replication");
-        parameters.look_up(limit)?;
+        let mut parameters = libpq::parse(&self.text).ok_or_else(invalid)?;
+        let database = match (self.source, get(&parameters, "dbname")) {
+            (Source::Ours, Some(database)) => database,
+            (Source::Ours, None) | (Source::Server, _) => self.database.clone(),
+        };
+        let mut set = |keyword: &str, value: String| {
+            parameters.retain(|(name, _)| name != keyword);
+            let value = CString::new(value).map_err(|_| invalid())?;
+            parameters.push((keyword.to_owned(), value));
+            Ok(())
+        };
+        set("dbname", database.clone())?;
+        set("application_name", hop.to_string())?;
+        parameters.retain(|(name, _)| name != "replication");
         let login = Login {
-            role: parameters.get("user").map(str::to_owned),
-            database: parameters.get("dbname").unwrap_or_default().to_owned(),
+            role: get(&parameters, "user"),
+            database,
         };
-        let conninfo = CString::new(parameters.to_string()).map_err(|_| invalid())?;
-        Ok((conninfo, login))
-    }
-}
-
-/// Keywords and values, in libpq's order.
-struct Parameters(Vec<(String, String)>);
-
-impl Parameters {
-    fn get(&self, keyword: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(name, _)| name == keyword);
-        found.map(|(_, value)| value.as_str())
+        let addresses = self.addresses(&parameters)?;
+        Ok(Route { login, addresses })
     }
 
-    fn remove(&mut self, keyword: &str) {
-        self.0.retain(|(name, _)| name != keyword);
-    }
-
-    fn set(&mut self, keyword: &str, value: String) {
-        self.remove(keyword);
-        self.0.push((keyword.to_owned(), value));
-    }
-
-    fn list(&self, keyword: &str) -> Vec<String> {
-        let list = self.get(keyword).filter(|list| !list.is_empty());
-        list.map_or(Vec::new(), |list| {
-            list.split(',').map(str::to_owned).collect()
-        })
-    }
-
-    /// Gives each host name its addresses, one entry of `host`, `hostaddr` and `port` for each.
-    fn look_up(&mut self, limit: Duration) -> Result<(), Problem> {
-        let hosts = self.list("host");
-        let addresses = self.list("hostaddr");
-        let ports = self.list("port");
-        let port_of = |index: usize| match ports.as_slice() {
-            [] => String::new(),
+    /// The same parameters for each address, of a name or given as such.
+    fn addresses(&self, parameters: &Parameters) -> Result<Vec<Parameters>, Problem> {
+        let hosts = list(parameters, "host");
+        let addresses = list(parameters, "hostaddr");
+        let ports = list(parameters, "port");
+        let count = hosts.len().max(addresses.len());
+        if count == 0 {
+            return Ok(vec![parameters.clone()]);
+        }
+        let at = |list: &[String], index: usize| list.get(index).cloned().unwrap_or_default();
+        let port_of = |index| match ports.as_slice() {
             [all] => all.clone(),
-            each => each.get(index).cloned().unwrap_or_default(),
+            each => at(each, index),
         };
-        let has_address = |index: usize| addresses.get(index).is_some_and(|a| !a.is_empty());
-        let names: Vec<(usize, &String)> = hosts
-            .iter()
-            .enumerate()
-            .filter(|(index, host)| !has_address(*index) && is_name(host))
+        let has_to_be_looked_up =
+            |index| at(&addresses, index).is_empty() && is_name(&at(&hosts, index));
+        let names: Vec<String> = (0..count)
+            .filter(|&index| has_to_be_looked_up(index))
+            .map(|index| at(&hosts, index))
             .collect();
-        if names.is_empty() {
-            return Ok(());
-        }
+        let has_others = names.len() < count;
+        let found = look_up_all(names.clone(), has_others);
 
-        let found = look_up_all(
-            names.iter().map(|(_, host)| (*host).clone()).collect(),
-            limit,
-        );
-        let mut entries: Vec<[String; 3]> = Vec::new();
-        for (index, host) in hosts.iter().enumerate() {
-            let entry = |address: String| [host.clone(), address, port_of(index)];
-            if !names.iter().any(|(name, _)| *name == index) {
-                entries.push(entry(addresses.get(index).cloned().unwrap_or_default()));
+        let mut routes = Vec::new();
+        for index in 0..count {
+            let host = at(&hosts, index);
+            let its_addresses: Vec<String> = if has_to_be_looked_up(index) {
+                let its_own = found.iter().filter(|(name, _)| *name == host);
+                its_own.map(|(_, address)| address.to_string()).collect()
+            } else {
+                vec![at(&addresses, index)]
+            };
+            for address in its_addresses {
+                routes.push(one_address(parameters, &host, &address, &port_of(index)));
             }
-            let its_own = found.iter().filter(|(name, _)| name == host);
-            entries.extend(its_own.map(|(_, address)| entry(address.to_string())));
         }
-        if entries.is_empty() {
-            return Err(Problem::unresolved(&hosts.join(", "), limit));
+        if routes.is_empty() {
+            return Err(Problem::unresolved(self.source, &names));
         }
-        for (part, keyword) in ["host", "hostaddr", "port"].into_iter().enumerate() {
-            let column: Vec<_> = entries
-                .iter()
-                .filter_map(|entry| entry.get(part).cloned())
-                .collect();
-            self.set(keyword, column.join(","));
-        }
-        Ok(())
+        Ok(routes)
     }
 }
 
-impl std::fmt::Display for Parameters {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (keyword, value) in &self.0 {
-            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
-            write!(f, "{keyword}='{value}' ")?;
+fn one_address(parameters: &Parameters, host: &str, address: &str, port: &str) -> Parameters {
+    let mut route = parameters.clone();
+    for (keyword, value) in [("host", host), ("hostaddr", address), ("port", port)] {
+        route.retain(|(name, _)| name != keyword);
+        if let (false, Ok(value)) = (value.is_empty(), CString::new(value)) {
+            route.push((keyword.to_owned(), value));
         }
-        Ok(())
     }
+    route
+}
+
+fn get(parameters: &Parameters, keyword: &str) -> Option<String> {
+    let found = parameters.iter().find(|(name, _)| name == keyword);
+    found.map(|(_, value)| value.to_string_lossy().into_owned())
+}
+
+fn list(parameters: &Parameters, keyword: &str) -> Vec<String> {
+    let list = get(parameters, keyword).filter(|list| !list.is_empty());
+    list.map_or(Vec::new(), |list| {
+        list.split(',').map(str::to_owned).collect()
+    })
 }
 
 /// Neither a Unix-domain socket's directory nor an address.
 fn is_name(host: &str) -> bool {
-    !host.is_empty()
-        && !host.starts_with('/')
-        && !host.starts_with('@')
-        && host.parse::<IpAddr>().is_err()
+    let is_socket = host.starts_with('/') || host.starts_with('@');
+    // An IPv6 address may have a scope, which `IpAddr` does not know.
+    let is_address = host.contains(':') || host.parse::<IpAddr>().is_ok();
+    !host.is_empty() && !is_socket && !is_address
 }
 
-/// The addresses of these names, as far as they are known before `limit` is over.
-fn look_up_all(mut names: Vec<String>, limit: Duration) -> Vec<(String, IpAddr)> {
+/// The addresses of these names, as far as they are known in time. `has_others`: there are
+/// addresses to try even without them.
+fn look_up_all(mut names: Vec<String>, has_others: bool) -> Vec<(String, IpAddr)> {
     names.sort();
     names.dedup();
     let (sender, receiver) = channel();
@@ -183,21 +181,26 @@ fn look_up_all(mut names: Vec<String>, limit: Duration) -> Vec<(String, IpAddr)>
         });
     }
     drop(sender);
-    collect(&receiver, limit)
+    collect(&receiver, has_others)
 }
 
-fn collect(receiver: &Receiver<(String, IpAddr)>, limit: Duration) -> Vec<(String, IpAddr)> {
+fn collect(receiver: &Receiver<(String, IpAddr)>, has_others: bool) -> Vec<(String, IpAddr)> {
     let begun = Instant::now();
+    let mut end = begun + LOOKUP_LIMIT;
+    if has_others {
+        end = begun + LOOKUP_PATIENCE;
+    }
     let mut found = Vec::new();
     loop {
         match receiver.try_recv() {
             Ok(answer) => {
                 if !found.contains(&answer) {
                     found.push(answer);
+                    end = end.min(Instant::now() + LOOKUP_PATIENCE);
                 }
             }
             Err(TryRecvError::Disconnected) => return found,
-            Err(TryRecvError::Empty) if begun.elapsed() >= limit => return found,
+            Err(TryRecvError::Empty) if Instant::now() >= end => return found,
             Err(TryRecvError::Empty) => process::wait(PAUSE, pg_sys::PG_WAIT_EXTENSION),
         }
     }
@@ -222,62 +225,4 @@ fn spawn_without_signals(body: impl FnOnce() + Send + 'static) {
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
     }
-}
-
-/// `PQconninfoOption` (`libpq-fe.h`).
-#[repr(C)]
-struct ConninfoOption {
-    keyword: *const c_char,
-    envvar: *const c_char,
-    compiled: *const c_char,
-    val: *const c_char,
-    label: *const c_char,
-    dispchar: *const c_char,
-    dispsize: c_int,
-}
-
-type Parse = unsafe extern "C" fn(*const c_char, *mut *mut c_char) -> *mut ConninfoOption;
-type Free = unsafe extern "C" fn(*mut ConninfoOption);
-type FreeMemory = unsafe extern "C" fn(*mut std::ffi::c_void);
-
-/// Takes a connection string apart, be it `key=value` or a URI. `None` if it is not valid; libpq's
-/// words for why are not passed on, since they may quote a password.
-fn parse(text: &CStr) -> Option<Parameters> {
-    super::walreceiver::load();
-    // SAFETY: libpq came with libpqwalreceiver, whose symbols the server makes public
-    // (`internal_load_library`, `dfmgr.c`); these are the functions' types in its header.
-    let (parse, free, free_memory) = unsafe {
-        (
-            std::mem::transmute::<*mut libc::c_void, Option<Parse>>(symbol(c"PQconninfoParse"))?,
-            std::mem::transmute::<*mut libc::c_void, Option<Free>>(symbol(c"PQconninfoFree"))?,
-            std::mem::transmute::<*mut libc::c_void, Option<FreeMemory>>(symbol(c"PQfreemem"))?,
-        )
-    };
-    let mut message = ptr::null_mut();
-    // SAFETY: the options end with one that has no keyword; texts are copied before they are freed.
-    unsafe {
-        let options = parse(text.as_ptr(), &raw mut message);
-        if !message.is_null() {
-            free_memory(message.cast());
-        }
-        if options.is_null() {
-            return None;
-        }
-        let copy = |text: *const c_char| CStr::from_ptr(text).to_string_lossy().into_owned();
-        let mut parameters = Vec::new();
-        let mut option = options;
-        while !(*option).keyword.is_null() {
-            if !(*option).val.is_null() {
-                parameters.push((copy((*option).keyword), copy((*option).val)));
-            }
-            option = option.add(1);
-        }
-        free(options);
-        Some(Parameters(parameters))
-    }
-}
-
-fn symbol(name: &CStr) -> *mut libc::c_void {
-    // SAFETY: looks a name up.
-    unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }
 }

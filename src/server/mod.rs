@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 mod conninfo;
-mod deadline;
 pub mod gate;
+mod libpq;
 pub mod process;
 pub mod record;
 pub mod report;
@@ -12,7 +12,6 @@ pub mod secret;
 pub mod transaction;
 pub mod upstream;
 mod version;
-mod walreceiver;
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +54,19 @@ pub fn reserve_setting_prefix(prefix: &'static CStr) {
 pub fn now() -> Timestamp {
     // SAFETY: reads the clock.
     Timestamp::new(unsafe { pg_sys::GetCurrentTimestamp() })
+}
+
+/// Of the current session.
+pub fn application_name() -> String {
+    // SAFETY: a setting's value, copied.
+    unsafe {
+        let name = pg_sys::application_name;
+        if name.is_null() {
+            String::new()
+        } else {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
+    }
 }
 
 pub fn role() -> Role {

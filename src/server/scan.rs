@@ -7,7 +7,7 @@ use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
-use crate::core::observation::{Observation, Role, Row, Running, Slot, Transaction, UnreadableRow};
+use crate::core::observation::{Observation, Role, Row, Running, Slot, UnreadableRow, by_age};
 use crate::core::xid::Xid;
 
 const SLOTS: &str = include_str!("../../sql/slots.sql");
@@ -42,9 +42,9 @@ impl Scanner {
                 }
             };
             let next = next_xid()?;
-            let transactions = oldest_first(transactions, next);
+            let (transactions, running) = by_age(transactions, next);
             let running = match role {
-                Role::Primary => Running::of(&transactions, next),
+                Role::Primary => running,
                 Role::Standby => Running {
                     oldest: snapshot_xmin().unwrap_or(next),
                     next,
@@ -94,14 +94,6 @@ fn snapshot_xmin() -> Option<Xid> {
     // SAFETY: the scan's transaction has an active snapshot.
     let xmin = unsafe { (*pg_sys::GetActiveSnapshot()).xmin };
     Xid::new(xmin.into_inner())
-}
-
-/// Sorts transactions by age, each once.
-pub fn oldest_first(mut transactions: Vec<Transaction>, next: Xid) -> Vec<Transaction> {
-    transactions.sort_by_key(|transaction| std::cmp::Reverse(transaction.xid.age(next)));
-    // PREPARE TRANSACTION shows its transaction twice for a moment.
-    transactions.dedup_by_key(|transaction| transaction.xid);
-    transactions
 }
 
 #[derive(Debug)]

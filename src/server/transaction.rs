@@ -30,32 +30,12 @@ pub fn read_only<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
     })
 }
 
-/// Runs `body` in a transaction of the worker's own that holds back no VACUUM, however long it
-/// waits.
-pub fn without_snapshot<T>(body: impl FnOnce() -> T) -> T {
-    // SAFETY: as in `read_only`; the caller catches errors.
-    unsafe {
-        pg_sys::SetCurrentStatementStartTimestamp();
-        pg_sys::StartTransactionCommand();
-        pg_sys::XactReadOnly = true;
-        let answer = body();
-        pg_sys::CommitTransactionCommand();
-        answer
-    }
-}
-
-/// Runs `body`; an error or a panic in it is the answer. Nothing is cleaned up: in a session's
-/// transaction an error must follow.
-pub fn attempt<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
-    PgTryBuilder::new(AssertUnwindSafe(|| Ok(body())))
-        .catch_others(|error| Err(notice_of(error)))
-        .catch_rust_panic(|error| Err(notice_of(error)))
-        .execute()
-}
-
 /// Runs `body`; an error or a panic in it is the answer, with its transaction, if any, aborted.
 pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
-    let answer = attempt(body);
+    let answer = PgTryBuilder::new(AssertUnwindSafe(|| Ok(body())))
+        .catch_others(|error| Err(notice_of(error)))
+        .catch_rust_panic(|error| Err(notice_of(error)))
+        .execute();
     if answer.is_err() {
         // SAFETY: the first does nothing where no transaction is open, and then leaves locks as
         // they are; the second does nothing where none is held.

@@ -11,13 +11,9 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::conninfo::Target;
-use super::deadline;
-use super::report::Notice;
-use super::scan::oldest_first;
-use super::transaction::{catch, internal_error};
-use super::walreceiver::{Connection, Query, QueryError, Table};
-use crate::core::observation::{Row, Running, Transaction, UnreadableRow};
-use crate::core::upstream::{Introduction, Login, Look, Problem, Record, Writer};
+use super::libpq::{Connection, Failure, Table};
+use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
+use crate::core::upstream::{Hop, Introduction, Login, Look, Problem, Record, Refusal, Writer};
 use crate::core::xid::Lsn;
 
 /// For one conversation, connecting included.
@@ -30,23 +26,11 @@ const FIRST_REST: Duration = Duration::from_millis(250);
 /// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
 /// send what it can't convert. No object that a user made there is ever found by name. And what we
 /// no longer wait for should not go on for long.
-const SESSION_SETTINGS: Query<'_> = Query {
-    sql: "SET client_encoding = 'SQL_ASCII'; SET search_path = pg_catalog, pg_temp; \
-          SET statement_timeout = '10s'",
-    columns: 0,
-};
-const INTRODUCTION: Query<'_> = Query {
-    sql: include_str!("../../sql/upstream.sql"),
-    columns: 12,
-};
-const TRANSACTIONS: Query<'_> = Query {
-    sql: include_str!("../../sql/transactions.sql"),
-    columns: 14,
-};
-const REMOTE_SLOTS: Query<'_> = Query {
-    sql: include_str!("../../sql/remote_slots.sql"),
-    columns: 3,
-};
+const SESSION_SETTINGS: &str = "SET client_encoding = 'SQL_ASCII'; \
+     SET search_path = pg_catalog, pg_temp; SET statement_timeout = '10s'";
+const INTRODUCTION: &str = include_str!("../../sql/upstream.sql");
+const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
+const REMOTE_SLOTS: &str = include_str!("../../sql/remote_slots.sql");
 
 /// What the upstream is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,10 +69,27 @@ struct Rest {
     until: Instant,
 }
 
+/// One conversation.
+struct Call {
+    hop: Hop,
+    limit: Duration,
+    /// When `limit` is over.
+    deadline: Instant,
+}
+
+impl Call {
+    fn new(hop: Hop, limit: Duration) -> Self {
+        Self {
+            hop,
+            limit,
+            deadline: Instant::now() + limit,
+        }
+    }
+}
+
 impl Upstream {
     pub fn disconnect(&mut self) {
         self.session = None;
-        self.rest = None;
     }
 
     /// Whether it failed so recently that it is not asked. Another target is tried at once.
@@ -99,28 +100,13 @@ impl Upstream {
     }
 
     /// Asks. After a failure it rests, for `longest` at most.
-    ///
-    /// An error of this server's own is an `Err`; in a transaction it must be raised again.
-    pub fn ask(&mut self, wish: Wish, database: &str, longest: Duration) -> Result<Answer, Notice> {
+    pub fn ask(&mut self, wish: Wish, database: &str, longest: Duration) -> Answer {
         let target = Target::from_settings(database.to_owned());
+        let call = Call::new(Hop::default(), LIMIT);
         let mut answer = Answer::default();
-        let outcome = catch(|| {
-            deadline::within(LIMIT, || {
-                self.converse(wish, target.as_ref(), LIMIT, &mut answer)
-            })
-        });
-        answer.problem = match outcome {
-            Ok(Ok(())) => None,
-            Ok(Err(problem)) => Some(problem),
-            Err(_) if deadline::has_expired() => {
-                self.session = None;
-                Some(Problem::timed_out(LIMIT))
-            }
-            Err(notice) => {
-                self.session = None;
-                return Err(notice);
-            }
-        };
+        answer.problem = self
+            .converse(wish, target.as_ref(), &call, &mut answer)
+            .err();
         self.rest = answer.problem.is_some().then(|| {
             let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
             let pause = FIRST_REST * 2_u32.saturating_pow(failures.min(16) - 1);
@@ -130,28 +116,29 @@ impl Upstream {
                 until: Instant::now() + pause.min(longest),
             }
         });
-        Ok(answer)
+        answer
     }
 
     fn converse(
         &mut self,
         wish: Wish,
         target: Option<&Target>,
-        limit: Duration,
+        call: &Call,
         answer: &mut Answer,
     ) -> Result<(), Problem> {
         let target = target.ok_or_else(Problem::no_conninfo)?;
-        let introduction = self.introduce(target, limit)?;
+        let introduction = self.introduce(target, call)?;
         let here = system_identifier();
         if introduction.system_identifier != here {
             self.session = None;
             let there = introduction.system_identifier;
             return Err(Problem::other_cluster(target.source, &here, &there));
         }
-        let mut look = self.look(&introduction)?;
+        let mut look = self.look(&introduction, call)?;
+        // Asked for news only, it is of interest all the same whether it could write a record.
         let record = introduction.writer().and_then(|writer| match wish {
             Wish::News => Ok(None),
-            Wish::Record => self.write(&writer, &introduction, &look).map(Some),
+            Wish::Record => self.write(&writer, &introduction, &look, call).map(Some),
         });
         if let Ok(Some(record)) = &record {
             // Its WAL goes at least so far, which tells whether the record is still part of it.
@@ -164,38 +151,30 @@ impl Upstream {
 
     /// Connects if need be, and asks who it is. A connection that was lost since it was last used
     /// is made anew.
-    fn introduce(&mut self, target: &Target, limit: Duration) -> Result<Introduction, Problem> {
-        if let Some(session) = &self.session
-            && session.target == *target
-            && let Ok(introduction) = self.query(&INTRODUCTION, |row| row.into_introduction())
+    fn introduce(&mut self, target: &Target, call: &Call) -> Result<Introduction, Problem> {
+        let is_open = self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.target == *target);
+        if is_open
+            && let Ok(introduction) = self.query(INTRODUCTION, |row| row.into_introduction(), call)
         {
             return first(introduction);
         }
-        self.session = None;
-        let (conninfo, login) = target.conninfo(limit)?;
-        let connection = Connection::open(&conninfo)
-            .map_err(|message| Problem::unreachable(&message, &login))?;
-        let session = self.session.insert(Session {
-            target: target.clone(),
-            login,
-            connection,
-        });
-        session.query(&SESSION_SETTINGS)?;
-        first(self.query(&INTRODUCTION, |row| row.into_introduction())?)
+        self.session = Some(Session::open(target, call)?);
+        self.query(SESSION_SETTINGS, |_| Ok(()), call)?;
+        first(self.query(INTRODUCTION, |row| row.into_introduction(), call)?)
     }
 
-    fn look(&mut self, introduction: &Introduction) -> Result<Look, Problem> {
+    fn look(&mut self, introduction: &Introduction, call: &Call) -> Result<Look, Problem> {
         let at = super::now();
-        let next = introduction.next_xid;
-        let transactions = if introduction.in_recovery {
-            Vec::new()
+        let (transactions, running) = if introduction.in_recovery {
+            (Vec::new(), None)
         } else {
-            oldest_first(
-                self.query(&TRANSACTIONS, |row| row.into_transaction())?,
-                next,
-            )
+            let transactions = self.query(TRANSACTIONS, |row| row.into_transaction(), call)?;
+            let (transactions, running) = by_age(transactions, introduction.next_xid);
+            (transactions, Some(running))
         };
-        let running = (!introduction.in_recovery).then(|| Running::of(&transactions, next));
         Ok(Look {
             at,
             running,
@@ -203,7 +182,7 @@ impl Upstream {
                 .then(|| introduction.role.clone()),
             transactions,
             position: introduction.position,
-            slots: self.query(&REMOTE_SLOTS, |row| row.into_remote_slot())?,
+            slots: self.query(REMOTE_SLOTS, |row| row.into_remote_slot(), call)?,
         })
     }
 
@@ -213,32 +192,29 @@ impl Upstream {
         writer: &Writer,
         introduction: &Introduction,
         look: &Look,
+        call: &Call,
     ) -> Result<Record, Problem> {
-        // The next xid is read after the record is written: columns are computed in order.
-        let sql = format!(
-            "SELECT {writer}::pg_catalog.text AS lsn, ((pg_catalog.age('3'::pg_catalog.xid)\
-             ::pg_catalog.int8 OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) \
-             4294967296)::pg_catalog.text AS next_xid"
-        );
-        let query = Query {
-            sql: &sql,
-            columns: 2,
-        };
-        let session = self.session.as_ref().ok_or_else(not_connected)?;
-        let answer = session
-            .connection
-            .query(&query)
-            .map_err(|error| match error.code {
-                Some(PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE) => {
-                    introduction.not_permitted(writer)
-                }
-                Some(_) if introduction.in_recovery => Problem::not_passed_on(&error.message),
-                _ => session.problem(error),
-            });
-        if answer.is_err() {
-            self.session = None;
+        let mut answer = self.run(writer, call);
+        if let (Err(Failure::Refused { .. }), Some(other)) =
+            (&answer, introduction.other_writer(writer))
+        {
+            answer = self.run(&other, call);
         }
-        let (lsn, next) = first(read(answer?, |row| row.into_answer())?)?;
+        let (columns, rows) = answer.map_err(|failure| match failure {
+            Failure::Refused { code, message } => introduction.refusal(
+                writer,
+                &message,
+                match code {
+                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE => Refusal::NotPermitted,
+                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE => {
+                        Refusal::NotInPrerequisiteState
+                    }
+                    _ => Refusal::Other,
+                },
+            ),
+            failure => self.problem(failure, call),
+        })?;
+        let (lsn, next) = first(read((columns, rows), |row| row.into_answer())?)?;
         Ok(Record {
             lsn,
             // Nothing ran at the record if nothing ran before and nothing has begun since.
@@ -253,45 +229,97 @@ impl Upstream {
         })
     }
 
+    /// The next xid is read after the record is written: columns are computed in order.
+    fn run(&self, writer: &Writer, call: &Call) -> Result<Table, Failure> {
+        let sql = format!(
+            "SELECT {writer}::pg_catalog.text AS lsn, ((pg_catalog.age('3'::pg_catalog.xid)\
+             ::pg_catalog.int8 OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) \
+             4294967296)::pg_catalog.text AS next_xid"
+        );
+        match &self.session {
+            Some(session) => session.connection.query(&sql, call.deadline),
+            None => Err(Failure::Lost("not connected".into())),
+        }
+    }
+
     fn query<T>(
         &mut self,
-        query: &Query<'_>,
+        sql: &str,
         read_row: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
+        call: &Call,
     ) -> Result<Vec<T>, Problem> {
-        let session = self.session.as_ref().ok_or_else(not_connected)?;
-        let answer = session.query(query);
-        if answer.is_err() {
-            self.session = None;
+        let answer = match &self.session {
+            Some(session) => session.connection.query(sql, call.deadline),
+            None => Err(Failure::Lost("not connected".into())),
+        };
+        read(
+            answer.map_err(|failure| self.problem(failure, call))?,
+            read_row,
+        )
+    }
+
+    /// What a failure means; one of the connection closes it.
+    fn problem(&mut self, failure: Failure, call: &Call) -> Problem {
+        use PgSqlErrorCode::{ERRCODE_ADMIN_SHUTDOWN, ERRCODE_CRASH_SHUTDOWN};
+        let message = match failure {
+            Failure::TimedOut => {
+                self.session = None;
+                return Problem::timed_out(call.limit);
+            }
+            Failure::Lost(message)
+            | Failure::Refused {
+                code: ERRCODE_ADMIN_SHUTDOWN | ERRCODE_CRASH_SHUTDOWN,
+                message,
+            } => message,
+            Failure::Refused { message, .. } => return Problem::refused(&message),
+        };
+        match self.session.take() {
+            Some(session) => Problem::unreachable(&message, &session.login),
+            None => Problem::refused(&message),
         }
-        read(answer?, read_row)
+    }
+}
+
+impl Session {
+    /// Tries one address after the other; each may take its part of the time that is left.
+    fn open(target: &Target, call: &Call) -> Result<Self, Problem> {
+        let route = target.route(call.hop)?;
+        let mut problem = Problem::timed_out(call.limit);
+        for (index, parameters) in route.addresses.iter().enumerate() {
+            let now = Instant::now();
+            let left = u32::try_from(route.addresses.len() - index).unwrap_or(u32::MAX);
+            let share = call.deadline.saturating_duration_since(now) / left;
+            match Connection::open(parameters, now + share) {
+                Ok(connection) => {
+                    return Ok(Self {
+                        target: target.clone(),
+                        login: route.login,
+                        connection,
+                    });
+                }
+                Err(Failure::TimedOut) => {}
+                Err(Failure::Lost(message) | Failure::Refused { message, .. }) => {
+                    problem = Problem::unreachable(&message, &route.login);
+                }
+            }
+        }
+        Err(problem)
     }
 }
 
 /// Passes a request for a record on to the upstream, for a session of this standby. Connects and
 /// disconnects.
-pub fn pass_on(database: &str) -> Result<Result<Lsn, Problem>, Notice> {
+pub fn pass_on(database: &str) -> Result<Lsn, Problem> {
+    let hop = Hop::after(&super::application_name())?;
     let target = Target::from_settings(database.to_owned());
     let mut answer = Answer::default();
-    let outcome = super::transaction::attempt(|| {
-        let mut upstream = Upstream::default();
-        deadline::within(LIMIT_FOR_ANOTHER, || {
-            upstream.converse(
-                Wish::Record,
-                target.as_ref(),
-                LIMIT_FOR_ANOTHER,
-                &mut answer,
-            )
-        })
-    });
-    match outcome {
-        Ok(Ok(())) => answer
-            .record
-            .map(|record| Ok(record.lsn))
-            .ok_or_else(|| internal_error("the upstream wrote no record".into())),
-        Ok(Err(problem)) => Ok(Err(problem)),
-        Err(_) if deadline::has_expired() => Ok(Err(Problem::timed_out(LIMIT_FOR_ANOTHER))),
-        Err(notice) => Err(notice),
-    }
+    let mut upstream = Upstream::default();
+    let call = Call::new(hop, LIMIT_FOR_ANOTHER);
+    upstream.converse(Wish::Record, target.as_ref(), &call, &mut answer)?;
+    answer
+        .record
+        .map(|record| record.lsn)
+        .ok_or_else(|| Problem::refused("no record"))
 }
 
 /// Whether there are sessions among them whose state the role may not see.
@@ -299,27 +327,6 @@ fn has_strangers(transactions: &[Transaction]) -> bool {
     transactions
         .iter()
         .any(|transaction| transaction.pid().is_some() && transaction.state.is_none())
-}
-
-impl Session {
-    fn query(&self, query: &Query<'_>) -> Result<Table, Problem> {
-        let answer = self.connection.query(query);
-        answer.map_err(|error| self.problem(error))
-    }
-
-    fn problem(&self, error: QueryError) -> Problem {
-        use PgSqlErrorCode as Code;
-        match error.code {
-            None | Some(Code::ERRCODE_ADMIN_SHUTDOWN | Code::ERRCODE_CRASH_SHUTDOWN) => {
-                Problem::unreachable(&error.message, &self.login)
-            }
-            Some(_) => Problem::refused(&error.message),
-        }
-    }
-}
-
-fn not_connected() -> Problem {
-    Problem::refused("the connection is closed")
 }
 
 fn read<T>(

@@ -1,7 +1,6 @@
 //! Everything that differs between majors of Postgres, but for what SQL itself evens out.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::ptr;
+use std::ffi::{CStr, c_int, c_void};
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
@@ -78,48 +77,6 @@ pub const SETTINGS: &[(&CStr, &CStr)] = if cfg!(any(feature = "pg15", feature = 
 /// PostgreSQL 18, a `dlist_head` since.
 pub const LIST_HEAD_WORDS: usize = if cfg!(feature = "pg18") { 2 } else { 1 };
 
-/// `USER_TIMEOUT` (`timeout.h`): asks for an id of the caller's own.
-pub const USER_TIMEOUT: c_int = if cfg!(any(feature = "pg15", feature = "pg16")) {
-    12
-} else {
-    13
-};
-
-/// Calls `walrcv_connect`, for a connection that runs SQL.
-///
-/// From PostgreSQL 17 on that is a plain one. Before, it speaks the replication protocol as well:
-/// its role needs the attribute REPLICATION, and it takes one of `max_wal_senders`.
-///
-/// # Safety
-///
-/// `connect` is `WalReceiverFunctions->walrcv_connect`, and errors are caught.
-pub unsafe fn walrcv_connect(
-    connect: pg_sys::walrcv_connect_fn,
-    conninfo: &CStr,
-    application: &CStr,
-    message: *mut *mut c_char,
-) -> *mut pg_sys::WalReceiverConn {
-    let Some(connect) = connect else {
-        return ptr::null_mut();
-    };
-    let (conninfo, application) = (conninfo.as_ptr(), application.as_ptr());
-    // SAFETY: the caller's promise.
-    #[cfg(feature = "pg15")]
-    unsafe {
-        connect(conninfo, true, application, message)
-    }
-    // SAFETY: the caller's promise.
-    #[cfg(feature = "pg16")]
-    unsafe {
-        connect(conninfo, true, false, application, message)
-    }
-    // SAFETY: the caller's promise.
-    #[cfg(feature = "pg18")]
-    unsafe {
-        connect(conninfo, false, false, false, application, message)
-    }
-}
-
 /// Memory for what a setting's hook keeps, which the setting frees. Null when there is none.
 #[cfg(feature = "pg15")]
 pub fn guc_alloc(size: usize) -> *mut c_void {
@@ -148,8 +105,8 @@ pub unsafe fn is_unready_copy(data: *const pg_sys::ReplicationSlotPersistentData
     // SAFETY: the caller's promise; fields are read one by one.
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     unsafe {
-        ptr::read_volatile(&raw const (*data).synced) != 0
-            && ptr::read_volatile(&raw const (*data).persistency)
+        std::ptr::read_volatile(&raw const (*data).synced) != 0
+            && std::ptr::read_volatile(&raw const (*data).persistency)
                 == pg_sys::ReplicationSlotPersistency::RS_TEMPORARY
     }
 }

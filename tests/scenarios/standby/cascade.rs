@@ -15,6 +15,7 @@ on_majors_with_standby_slots!(
     upstream_without_extension,
     upstream_with_trouble_of_its_own,
     both_standbys_at_once,
+    standby_that_names_itself,
 );
 
 /// `last` is a standby of `middle`, which is one of `primary`.
@@ -163,6 +164,26 @@ fn upstream_with_trouble_of_its_own(major: Major) {
     let (creation, _) = chain.meets_a_standby();
     ask_now(&chain.middle, "");
     chain.finish(creation);
+}
+
+/// A moved address, say: the request would go round for ever, and take every
+/// connection that the server has.
+fn standby_that_names_itself(major: Major) {
+    let pair = Pair::of(primary(major), Setup::new(major).conf(TRY_SOON));
+    ask_now(&pair.standby, &pair.standby.login().conninfo());
+    let mut creation = pair.create(Creator::Walsender);
+    pair.standby
+        .wait_for_worker("an upstream that is a standby", |worker| {
+            worker.upstream.as_deref() == Some("upstream is a standby")
+        });
+    pair.standby
+        .connect()
+        .error("SELECT slot_self_heal_nudge()");
+    let refusals = pair.standby.count_in_log("was passed on 4 times");
+    assert!(refusals > 0, "it went on");
+    assert_eq!(pair.standby.count_in_log("too many clients"), 0);
+    ask_now(&pair.standby, "");
+    pair.finish(&mut creation);
 }
 
 /// Slots on both are built at the same time.

@@ -6,7 +6,11 @@ use harness::{Blocker, Creator, PATIENCE, Running, Setup, Status, wait_until};
 use super::{Pair, SLOT, check_hint, wait_for_startup_process};
 use crate::{Major, primary};
 
-on_majors_with_standby_slots!(conflict_with_its_snapshot, conflict_with_its_lock);
+on_majors_with_standby_slots!(
+    conflict_with_its_snapshot,
+    conflict_with_its_lock,
+    conflict_with_somebody_elses_snapshot,
+);
 
 /// A primary with a table, and a standby that waits for its sessions however
 /// long they take.
@@ -86,4 +90,39 @@ fn create_after_reading(pair: &Pair) -> Running {
     session.start(&format!(
         "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"
     ))
+}
+
+/// Replay waits for a session of another database. The creator has a snapshot
+/// too, and nobody can tell whose is in the way: it is not accused.
+fn conflict_with_somebody_elses_snapshot(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE DATABASE elsewhere");
+    let login = primary.login().database("elsewhere");
+    let mut elsewhere = login.connect();
+    elsewhere.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
+    let standby = Setup::new(major)
+        .conf("hot_standby_feedback = off")
+        .conf("max_standby_streaming_delay = -1");
+    let pair = Pair::of(primary, standby);
+    let mut reader = pair.standby.login().database("elsewhere").connect();
+    reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    reader.run("SELECT count(*) FROM orders");
+    let blocking = Blocker::IdleInTransaction.start(&pair.primary);
+    let mut creation = pair.create(Creator::SqlFunction);
+    pair.standby
+        .wait_for_state(SLOT, "waiting_for_transactions");
+    elsewhere.run("DELETE FROM orders WHERE id < 50");
+    elsewhere.run("VACUUM orders");
+    pair.commit_something();
+    wait_for_startup_process(&pair.standby, "RecoveryConflictSnapshot");
+
+    let status = pair.standby.wait_for_status(SLOT, "the readers", |status| {
+        status.state == "waiting_for_replay" && status.detail().contains(&reader.pid().to_string())
+    });
+    check_hint(status.hint());
+    assert!(!status.hint().contains("_backend("), "{}", status.hint());
+    reader.run("ROLLBACK");
+    pair.standby.wait_for_replay_of(&pair.primary);
+    blocking.commit();
+    pair.finish(&mut creation);
 }

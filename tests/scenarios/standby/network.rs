@@ -15,6 +15,8 @@ on_majors_with_standby_slots!(
     silent,
     unreachable,
     slow_name_lookup,
+    one_of_several_hosts_is_silent,
+    one_of_several_names_is_not_found,
     frozen,
     promoted_meanwhile,
     promoted_during_a_name_lookup,
@@ -56,10 +58,22 @@ fn check_it_looks_on(pair: &Pair) {
     assert_ne!(pair.standby.status(SLOT).unwrap().state, "ready");
 }
 
+/// Those of the worker: what it gave up it should not hold on to.
+#[track_caller]
+fn open_files(pair: &Pair) -> usize {
+    let worker = pair.standby.worker().pid.expect("it runs");
+    std::fs::read_dir(format!("/proc/{}/fd", worker.0))
+        .expect("Linux shows a process's files")
+        .count()
+}
+
 /// Nobody answers; the worker is then told to ask its own upstream.
 fn heals_elsewhere(pair: &Pair) {
     let trouble = meets(pair, "unreachable");
+    let before = open_files(pair);
     check_it_looks_on(pair);
+    let after = open_files(pair);
+    assert!(after <= before + 1, "{before} open files, then {after}");
     ask_now(&pair.standby, "");
     is_over(pair, trouble);
 }
@@ -76,6 +90,38 @@ fn unreachable(major: Major) {
 
 fn slow_name_lookup(major: Major) {
     heals_elsewhere(&pair_asking(major, "slow.invalid", 5432));
+}
+
+#[track_caller]
+fn heals_by_the_other(pair: &Pair) {
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    let worker = pair.standby.worker();
+    assert_eq!(worker.upstream.as_deref(), Some("ok"), "{worker:#?}");
+    assert_eq!(worker.last_error, None);
+}
+
+/// It gets its part of the time, and no more.
+fn one_of_several_hosts_is_silent(major: Major) {
+    let dead_end = DeadEnd::silent();
+    let pair = Pair::of(primary(major), Setup::new(major));
+    let (dead, alive) = (dead_end.port(), pair.primary.port());
+    ask_now(
+        &pair.standby,
+        &format!("host=127.0.0.1,127.0.0.1 port={dead},{alive} user=postgres"),
+    );
+    heals_by_the_other(&pair);
+}
+
+fn one_of_several_names_is_not_found(major: Major) {
+    let standby = Setup::new(major).slow_name_lookup();
+    let pair = Pair::of(primary(major), standby);
+    let port = pair.primary.port();
+    ask_now(
+        &pair.standby,
+        &format!("host=slow.invalid,localhost port={port} user=postgres"),
+    );
+    heals_by_the_other(&pair);
 }
 
 /// The network goes while the worker is connected, and comes back.

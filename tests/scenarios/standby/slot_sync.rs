@@ -3,12 +3,16 @@
 //! past what the standby still has; and on a primary at rest a slot moves on
 //! no more than a creation does.
 
-use harness::{Cluster, PATIENCE, Process, Setup, wait_until};
+use harness::{Cluster, PATIENCE, Process, Setup, for_a_while, wait_until};
 
-use super::{Pair, SLOT, check_hint};
+use super::{Pair, SLOT, ask_now, check_hint};
 use crate::{Major, primary};
 
-on_majors_with_slot_sync!(with_a_consumer, without_a_consumer);
+on_majors_with_slot_sync!(
+    with_a_consumer,
+    without_a_consumer,
+    without_an_upstream_to_ask,
+);
 
 /// A primary with a failover slot that lags behind, and a standby that copies
 /// it.
@@ -89,4 +93,24 @@ fn without_a_consumer(major: Major) {
     });
     pair.standby.wait_for_state(SLOT, "ready");
     drop(consumer);
+}
+
+/// A copy can wait for days: the worker does not knock at the door all the
+/// while.
+fn without_an_upstream_to_ask(major: Major) {
+    let pair = standby_that_syncs(major);
+    ask_now(
+        &pair.standby,
+        &pair.primary.login().role("nobody").conninfo(),
+    );
+    let refused = || pair.primary.count_in_log("role \"nobody\" does not exist");
+    wait_until("a refusal", PATIENCE, || refused() > 0);
+    let status = pair.standby.wait_for_status(SLOT, "the remedy", |status| {
+        status.state == "not_sync_ready" && status.hint().contains("nobody")
+    });
+    check_hint(status.hint());
+    for_a_while();
+    let before = refused();
+    for_a_while();
+    assert!(refused() - before <= 1, "{before}, then {}", refused());
 }

@@ -10,6 +10,8 @@ on_majors_with_standby_slots!(
     not_permitted_to_log_a_snapshot,
     not_permitted_to_nudge,
     not_permitted_with_names_to_quote,
+    not_preloaded,
+    not_preloaded_and_not_permitted,
     refused_by_pg_hba,
     wrong_password,
     nobody_listens,
@@ -156,6 +158,40 @@ fn not_permitted_with_names_to_quote(major: Major) {
     let trouble = meets(&pair, "not permitted");
     pair.primary.paste("postgres", &trouble.hint);
     is_over(&pair, trouble);
+}
+
+/// The extension is there, and its library is not: the server's own function
+/// does.
+fn not_preloaded(major: Major) {
+    let pair = primary_without_library(major, Setup::new(major));
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
+
+fn not_preloaded_and_not_permitted(major: Major) {
+    let standby = Setup::new(major)
+        .upstream_role("replicator")
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON);
+    let pair = primary_without_library(major, standby);
+    let trouble = meets(&pair, "not configured");
+    assert!(
+        trouble.hint.contains("shared_preload_libraries"),
+        "{}",
+        trouble.hint
+    );
+    pair.primary.paste("postgres", &trouble.hint);
+    is_over(&pair, trouble);
+}
+
+#[track_caller]
+fn primary_without_library(major: Major, standby: Setup) -> Pair {
+    let primary = with_extension(Setup::new(major).without_extension());
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let standby = standby.conf("shared_preload_libraries = 'slot_self_heal'");
+    Pair::of(primary, standby)
 }
 
 /// pg_hba.conf lets the WAL receiver in by the word `replication`, and the
