@@ -207,7 +207,10 @@ fn contains_word(text: &str, word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::episode::Watch;
     use super::super::fixtures::*;
+    use super::super::upstream::Record;
+    use super::super::xid::Lsn;
     use super::*;
 
     #[test]
@@ -249,5 +252,48 @@ mod tests {
         assert_eq!(kinship(&creator, &ours), Kinship::WaitsForTheSlot);
         let other = subscriber("create subscription elsewhere connection '' publication p");
         assert_eq!(kinship(&creator, &other), Kinship::None);
+    }
+
+    /// The state of a creation on a standby on whose primary transactions since 990 run, and that
+    /// has waited for some seconds.
+    fn state(oldest: u32, replay: impl Fn(&mut Replay)) -> State {
+        let mut watch = Watch::default();
+        for seconds in 0..5 {
+            let slots = vec![building("x", CreatorWait::Working)];
+            let mut observation = standby(seconds * 1000, slots, oldest);
+            observation.replay.as_mut().into_iter().for_each(&replay);
+            watch.update(&observation);
+            if seconds == 0 && oldest == 1000 {
+                let record = Record {
+                    lsn: Lsn::new(1 << 26),
+                    running: Some(observation.running),
+                };
+                watch.requested(&[], record, observation.at);
+            }
+        }
+        let episode = watch.episodes.into_values().next();
+        episode.expect("an episode").state
+    }
+
+    #[test]
+    fn on_a_standby_it_waits_for_what_comes_first() {
+        let creator = creator().identity.pid;
+        assert_eq!(state(990, |_| {}), State::WaitingForTransactions);
+        let delays = |replay: &mut Replay| replay.apply_delay = Duration::from_secs(3600);
+        assert_eq!(state(990, delays), State::WaitingForTransactions);
+        assert_eq!(state(1000, delays), State::WaitingForReplay);
+        let pauses = |replay: &mut Replay| replay.paused = true;
+        assert_eq!(state(990, pauses), State::WaitingForReplay);
+        let conflicts = |replay: &mut Replay| replay.waits_for = vec![creator];
+        assert_eq!(state(990, conflicts), State::BlockingReplay);
+        let may_conflict = |replay: &mut Replay| {
+            replay.waits_for = vec![creator];
+            replay.is_certain = false;
+        };
+        assert_eq!(state(990, may_conflict), State::WaitingForReplay);
+        // On its way for four seconds, and not here.
+        assert_eq!(state(1000, |_| {}), State::WaitingForReplay);
+        let arrived = |replay: &mut Replay| replay.replayed = Lsn::new(1 << 26);
+        assert_eq!(state(1000, arrived), State::WaitingForRecord);
     }
 }
