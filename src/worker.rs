@@ -236,11 +236,11 @@ impl Worker {
             observation.learn(self.look.clone());
             changes.extend(self.watch.update(&observation));
         }
-        if self.watch.episodes.is_empty() {
-            self.upstream.disconnect();
-        }
         if self.watch.is_empty() {
             self.leave_upstream();
+        } else if self.watch.episodes.is_empty() {
+            // Copies are asked about now and then.
+            self.upstream.disconnect();
         }
         ledger::publish(&self.watch);
         self.tell(changes, &observation);

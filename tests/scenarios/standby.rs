@@ -117,6 +117,30 @@ impl Pair {
     }
 }
 
+const TWENTY: usize = 20;
+
+/// A pair with room for twenty slots at a time.
+#[track_caller]
+fn roomy_pair(major: Major) -> Pair {
+    let primary = with_extension(
+        Setup::new(major)
+            .conf("max_replication_slots = 30")
+            .conf("max_wal_senders = 30"),
+    );
+    Pair::of(primary, Setup::new(major))
+}
+
+/// Some by walsenders, some by the SQL function.
+#[track_caller]
+fn create_twenty(pair: &Pair) -> Vec<Creation> {
+    (0..TWENTY)
+        .map(|n| {
+            let creator = [Creator::Walsender, Creator::SqlFunction][n % 2];
+            creator.start(&pair.standby, &format!("slot_{n}"))
+        })
+        .collect()
+}
+
 /// Waits until the standby's startup process waits for something in particular.
 #[track_caller]
 fn wait_for_startup_process(standby: &Cluster, wait_event: &str) {

@@ -2,7 +2,7 @@
 
 use harness::{Blocker, Creator, Setup, prepare_background_creator};
 
-use super::{Pair, SLOT, strangers, wait_until_left_alone};
+use super::{Pair, SLOT, TWENTY, create_twenty, roomy_pair, strangers, wait_until_left_alone};
 use crate::{Major, primary, with_extension};
 
 on_every_major!(watches);
@@ -103,27 +103,15 @@ fn with_hot_standby_feedback(major: Major) {
     assert!(pair.records_since(before) <= 3);
 }
 
-/// Some by walsenders, some by the SQL function.
 fn twenty_at_once(major: Major) {
-    const SLOTS: usize = 20;
-    let primary = with_extension(
-        Setup::new(major)
-            .conf("max_replication_slots = 30")
-            .conf("max_wal_senders = 30"),
-    );
-    let pair = Pair::of(primary, Setup::new(major));
-    let mut creations: Vec<_> = (0..SLOTS)
-        .map(|n| {
-            let creator = [Creator::Walsender, Creator::SqlFunction][n % 2];
-            creator.start(&pair.standby, &format!("slot_{n}"))
-        })
-        .collect();
+    let pair = roomy_pair(major);
+    let mut creations = create_twenty(&pair);
     for creation in &mut creations {
         creation.finish().unwrap();
     }
     pair.standby.wait_until_sql(
         "all slots to be ready",
-        &format!("count(*) = {SLOTS} FROM slot_self_heal_status WHERE state = 'ready'"),
+        &format!("count(*) = {TWENTY} FROM slot_self_heal_status WHERE state = 'ready'"),
     );
     assert_eq!(pair.standby.worker().last_error, None);
 }

@@ -3,7 +3,7 @@
 
 use harness::{Blocker, Creator, Lsn, PATIENCE, Setup, for_a_while, wait_until};
 
-use super::{Pair, SLOT};
+use super::{Pair, SLOT, TWENTY, create_twenty, roomy_pair};
 use crate::{Major, primary, with_extension};
 
 on_majors_with_standby_slots!(
@@ -72,25 +72,14 @@ fn three_at_most(major: Major) {
 }
 
 fn one_serves_twenty_slots(major: Major) {
-    const SLOTS: usize = 20;
-    let primary = with_extension(
-        Setup::new(major)
-            .conf("max_replication_slots = 30")
-            .conf("max_wal_senders = 30"),
-    );
-    let pair = Pair::of(primary, Setup::new(major));
+    let pair = roomy_pair(major);
     let blocking = pair.start_blocker_that_wrote();
     let before = pair.primary.insert_lsn();
-    let mut creations: Vec<_> = (0..SLOTS)
-        .map(|n| {
-            let creator = [Creator::Walsender, Creator::SqlFunction][n % 2];
-            creator.start(&pair.standby, &format!("slot_{n}"))
-        })
-        .collect();
+    let mut creations = create_twenty(&pair);
     pair.standby.wait_until_sql(
         "all slots to wait",
         &format!(
-            "count(*) = {SLOTS} FROM slot_self_heal_status \
+            "count(*) = {TWENTY} FROM slot_self_heal_status \
              WHERE state = 'waiting_for_transactions' AND jsonb_array_length(blockers) = 1"
         ),
     );

@@ -213,6 +213,10 @@ fn refused_by_pg_hba(major: Major) {
     assert_eq!(line[..4], ["host", database, role, address]);
     assert!(line.len() >= 5, "no method: {line:?}");
 
+    // fifty times a second it looks at the slot, and knocks now and then
+    let refusals = pair.primary.count_in_log("no pg_hba.conf entry");
+    assert!((1..20).contains(&refusals), "{refusals} refusals");
+
     // a password is another story
     let line = format!("host {database} {role} {address} trust");
     let mut hba = HBA_WITHOUT_REPLICATOR.to_vec();
