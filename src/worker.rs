@@ -161,6 +161,9 @@ struct Worker {
     asking: Duration,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
     false_alarm: Option<(u64, Instant)>,
+    /// How long the tick before this one took. One that is slow for once, as the first is, which
+    /// plans its queries, need not be followed by a long nap.
+    last_tick: Duration,
     /// What the log was last told went wrong, until a tick goes well.
     trouble: Option<Notice>,
 }
@@ -176,6 +179,7 @@ impl Worker {
             look: None,
             told_upstream: None,
             asking: Duration::ZERO,
+            last_tick: Duration::ZERO,
             false_alarm: None,
             trouble: None,
         }
@@ -195,7 +199,9 @@ impl Worker {
                 if self.trouble.take().is_some() {
                     report::log(narrate::trouble_is_over());
                 }
-                self.nap(begun.elapsed().saturating_sub(self.asking))
+                let tick = begun.elapsed().saturating_sub(self.asking);
+                let last = std::mem::replace(&mut self.last_tick, tick);
+                self.nap(tick.min(last))
             }
             Err(notice) => {
                 self.report(notice);

@@ -120,7 +120,11 @@ fn on_standby(
                 ..Diagnosis::of_state(State::WaitingForReplay)
             }
         }
-        Some(_) | None => waiting_for_record(episode, observation),
+        // Unlike a primary's, it can't have written one itself.
+        Some(_) | None if episode.schedule.is_some() => {
+            Diagnosis::of_state(State::WaitingForRecord)
+        }
+        Some(_) | None => Diagnosis::of_state(State::Starting),
     }
 }
 
