@@ -13,10 +13,23 @@ use crate::{
     sample::{Sample, ms, ratio},
 };
 
+/// How a blocker ends.
 #[derive(Clone, Copy)]
-enum End {
+pub enum End {
     Rollback,
     Commit,
+}
+
+impl End {
+    /// When it was told to.
+    pub fn bring(self, blocking: Blocking) -> Instant {
+        let ended = Instant::now();
+        match self {
+            End::Rollback => blocking.rollback(),
+            End::Commit => blocking.commit(),
+        }
+        ended
+    }
 }
 
 impl fmt::Display for End {
@@ -93,11 +106,7 @@ fn release(
     slot: &str,
 ) -> Duration {
     let program = creation.program().expect("it is pg_recvlogical");
-    let ended = Instant::now();
-    match end {
-        End::Rollback => blocking.rollback(),
-        End::Commit => blocking.commit(),
-    }
+    let ended = end.bring(blocking);
     while !program.is_finished() {
         assert!(ended.elapsed() < PATIENCE, "the slot is not ready");
         sleep(Duration::from_micros(200));

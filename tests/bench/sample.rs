@@ -25,13 +25,29 @@ impl Sample {
     }
 }
 
+impl FromIterator<Duration> for Sample {
+    fn from_iter<I: IntoIterator<Item = Duration>>(measured: I) -> Sample {
+        let mut measured: Vec<_> = measured.into_iter().collect();
+        measured.sort();
+        Sample(measured)
+    }
+}
+
+/// The `n`th of points that cover `whole` ever more closely and evenly, and
+/// are in step with no beat: multiples of the golden ratio.
+pub fn spread(n: usize, whole: Duration) -> Duration {
+    whole.mul_f64((n as f64 * 0.618_033_988_749_895).fract())
+}
+
 /// As milliseconds, with a tenth where it matters.
 pub fn ms(duration: Duration) -> String {
     let ms = duration.as_secs_f64() * 1e3;
     if ms < 10.0 {
         format!("{ms:.1} ms")
-    } else {
+    } else if ms < 1e3 {
         format!("{ms:.0} ms")
+    } else {
+        format!("{:.1} s", ms / 1e3)
     }
 }
 

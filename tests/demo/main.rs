@@ -1,17 +1,22 @@
-//! A stuck slot creation, what the extension says of it, and its end, on a
-//! throw-away server. Run it with `make demo`.
+//! Stuck slot creations, what the extension says of them, and their ends, on a
+//! throw-away primary and its standby. Run it with `make demo`.
 //!
 //! Exit status 0 only if each stage showed what it should.
 
 use std::{
     panic,
     process::{Command, ExitCode},
-    time::Instant,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use harness::{Cluster, Creator, Major, Session, Setup, Status, statements};
+use harness::{Cluster, Creation, Creator, Lsn, Major, PATIENCE, Setup, statements, wait_until};
 
-const SLOT: &str = "debezium";
+/// How long a creation that nobody helps is watched.
+const CONTROL: Duration = Duration::from_secs(15);
+
+/// More than a creation can need.
+const MOST_RECORDS: usize = 3;
 
 fn main() -> ExitCode {
     // The harness panics when a server does not do as it should; whoever runs
@@ -27,108 +32,288 @@ fn main() -> ExitCode {
 }
 
 fn story() {
-    let cluster = Setup::new(Major::V18).start();
-    let version = cluster.value("SHOW server_version");
+    let (primary, standby) = servers();
+    standby_of_a_quiet_primary(&primary, &standby);
+    forgotten_transaction(&primary, &standby);
+    what_the_logs_say(&primary, &standby);
+    drop((standby, primary));
+    println!("\nThe servers are stopped and removed.");
+}
+
+fn standby_of_a_quiet_primary(primary: &Cluster, standby: &Cluster) {
     println!(
-        "PostgreSQL {version} on port {}, made for this demo, with\n\n\
-         \x20   shared_preload_libraries = 'slot_self_heal'",
-        cluster.port()
+        "\nThe demo begins when the primary is quiet, in 25 s at most: after other work its \
+         bgwriter\nwrites one last record, and that would help."
     );
-    cluster.run("CREATE TABLE orders (id int PRIMARY KEY, item text)");
-    said(&cluster, "CREATE EXTENSION slot_self_heal");
+    wait_for_rest(primary);
 
-    stage(1, "An application writes, and forgets to commit");
-    let application = open_transaction(&cluster);
+    stage(1, "The control: a slot on the standby, slot_self_heal off");
+    let control = primary.insert_lsn();
+    println!();
+    does(standby, "ALTER SYSTEM SET slot_self_heal.enabled = off");
+    does(standby, "SELECT pg_reload_conf()");
+    standby.wait_for_log("parameter \"slot_self_heal.enabled\" changed to \"off\"");
+    // Its worker hears of it at the same time, and does not say when it has.
+    sleep(Duration::from_secs(1));
+    let (mut connector, asked) = connector(standby, "debezium");
+    while asked.elapsed() < CONTROL {
+        assert!(!has_answer(&mut connector), "the slot was not stuck");
+        sleep(Duration::from_millis(10));
+    }
+    println!(
+        "\nAfter {:.0} s it has no answer. All that Postgres's own views say:",
+        asked.elapsed().as_secs_f64()
+    );
+    says(
+        standby,
+        "SELECT slot_name, restart_lsn, confirmed_flush_lsn, state, wait_event\n\
+         \x20     FROM pg_replication_slots JOIN pg_stat_activity ON active_pid = pid",
+    );
+    println!("What slot_self_heal says:");
+    says(
+        standby,
+        "SELECT slot_name, state, detail, hint FROM slot_self_heal_status",
+    );
 
-    stage(2, "A change-data-capture connector asks for a slot");
-    println!("\n    CREATE_REPLICATION_SLOT \"{SLOT}\" LOGICAL pgoutput;");
-    let mut connector = Creator::Walsender.start(&cluster, SLOT);
-    let status = cluster.wait_for_status(SLOT, "the application's transaction", |status| {
-        status.has_blocker(application.pid())
+    stage(2, "Its hint, pasted");
+    let hint = standby.status("debezium").expect("the slot is there").hint;
+    let remedies = statements(&hint.unwrap_or_default());
+    assert!(
+        remedies.iter().any(|sql| sql.contains("enabled = on")),
+        "the hint is not to switch it on: {remedies:?}"
+    );
+    let first = primary.insert_lsn();
+    let mut pasted = Instant::now();
+    println!();
+    for remedy in &remedies {
+        pasted = Instant::now();
+        does(standby, remedy);
+    }
+    let taken = wait_for_answer(&mut connector, pasted);
+    println!("\n{taken} ms after the reload the connector has its answer:\n");
+    println!(
+        "{}",
+        indented(&connector.program().expect("it is psql").printed())
+    );
+
+    stage(3, "Another slot, slot_self_heal on from the beginning");
+    let second = primary.insert_lsn();
+    let sql = "SELECT * FROM pg_create_logical_replication_slot('airbyte', 'pgoutput')";
+    println!("\n    standby=# {sql};");
+    let session = standby.connect();
+    let asked = Instant::now();
+    let mut running = session.start(sql);
+    wait_until("an answer", PATIENCE, || running.is_finished());
+    let taken = asked.elapsed().as_millis();
+    running
+        .result()
+        .unwrap_or_else(|e| panic!("the slot was not created: {e}"));
+    println!("\nAnswered after {taken} ms.");
+    let end = primary.insert_lsn();
+
+    // This search ends the primary's rest.
+    let records = records_since(primary, control);
+    println!(
+        "\nThe running-xacts records in the primary's WAL, counted with pg_waldump. Each is what \
+         a\ncreation waits for; on its standby nobody can write one.\n"
+    );
+    for (when, from, to, most) in [
+        ("switched off, for 15 s", control, first, 0),
+        (
+            "slot \"debezium\", switched on",
+            first,
+            second,
+            MOST_RECORDS,
+        ),
+        ("slot \"airbyte\"", second, end, MOST_RECORDS),
+    ] {
+        let count = records.iter().filter(|at| (from..to).contains(*at)).count();
+        println!("    {when:30} {count}");
+        let least = most.min(1);
+        assert!((least..=most).contains(&count), "{when}: {count} records");
+    }
+}
+
+fn forgotten_transaction(primary: &Cluster, standby: &Cluster) {
+    stage(
+        4,
+        "An application writes on the primary, and forgets to commit",
+    );
+    let mut application = primary.login().application("webshop").connect();
+    println!();
+    for sql in ["BEGIN", "INSERT INTO orders VALUES (1, 'kettle')"] {
+        println!("    primary=# {sql};");
+        application.run(sql);
+    }
+
+    stage(5, "Connectors ask for slots");
+    println!();
+    let (mut on_primary, _) = connector(primary, "electric");
+    let (mut on_standby, _) = connector(standby, "peerdb");
+    let waiting = [(primary, "electric"), (standby, "peerdb")].map(|(server, slot)| {
+        // A standby's says it once it has lasted for a second.
+        server.wait_for_log(&format!(
+            "logical replication slot \"{slot}\" is being created and waits"
+        ));
+        server.wait_for_status(slot, "the transaction", |status| {
+            status.has_blocker(application.pid())
+        })
     });
-    println!("\nIt gets no answer. All that Postgres's own view has to say:");
-    said(
-        &cluster,
-        "SELECT slot_name, active, active_pid, restart_lsn, confirmed_flush_lsn \
-         FROM pg_replication_slots",
+    println!("\nThey get no answer. All that Postgres's own view has to say:");
+    says(
+        primary,
+        "SELECT slot_name, active_pid, restart_lsn, confirmed_flush_lsn FROM pg_replication_slots",
     );
 
-    stage(3, "What slot_self_heal says");
-    said(
-        &cluster,
-        "SELECT slot_name, state, creator_type, creator_application,\n\
-         \x20          jsonb_pretty(blockers) AS blockers, detail, hint\n\
+    stage(6, "What slot_self_heal says");
+    says(
+        primary,
+        "SELECT slot_name, state, creator_type, creator_application, blockers, detail, hint\n\
          \x20     FROM slot_self_heal_status",
     );
-    assert_eq!(status.state, "waiting_for_transactions");
-    let remedy = remedy(&status);
+    println!("The standby knows whom its slot waits for, too:");
+    says(
+        standby,
+        "SELECT slot_name, state, detail, hint\n\
+         \x20     FROM slot_self_heal_status WHERE state <> 'ready'",
+    );
+    let remedies = waiting.map(|status| {
+        assert_eq!(status.state, "waiting_for_transactions");
+        statements(status.hint())
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| panic!("no statement to paste in the hint: {}", status.hint()))
+    });
+    let [remedy, of_standby] = &remedies;
+    assert_eq!(remedy, of_standby, "the standby's hint is another");
 
-    stage(4, "The statement of the hint, pasted");
+    stage(7, "The statement of the hint, pasted");
     let pasted = Instant::now();
-    said(&cluster, &remedy);
-    cluster.wait_for_state(SLOT, "ready");
-    println!(
-        "The slot is ready, {} ms later.",
-        pasted.elapsed().as_millis()
-    );
-    said(
-        &cluster,
-        "SELECT slot_name, state, blockers, wal_status, hint FROM slot_self_heal_status",
-    );
-    connector
-        .finish()
-        .unwrap_or_else(|e| panic!("the connector did not get its slot: {e}"));
-    let answer = connector.program().expect("it is psql").printed();
-    assert!(
-        answer.contains(SLOT),
-        "the connector's answer was: {answer}"
-    );
-    println!("and the connector has its answer:\n\n{}", indented(&answer));
-
-    stage(5, "What is left of it in the server's log");
-    cluster.wait_for_log(&format!("logical replication slot \"{SLOT}\" is ready"));
-    let log = cluster.log();
-    println!();
-    for line in log
-        .lines()
-        .filter(|line| line.contains("] slot_self_heal "))
-    {
-        println!("    {line}");
+    says(primary, remedy);
+    let taken = wait_for_answer(&mut on_primary, pasted);
+    println!("The slot on the primary is ready {taken} ms later,");
+    let taken = wait_for_answer(&mut on_standby, pasted);
+    println!("the one on the standby {taken} ms later.");
+    for (server, slot) in [(primary, "electric"), (standby, "peerdb")] {
+        server.wait_for_state(slot, "ready");
     }
-    drop(application);
-    drop(cluster);
-    println!("\nThe server is stopped and removed.");
+}
+
+fn what_the_logs_say(primary: &Cluster, standby: &Cluster) {
+    stage(8, "What is left of it in the servers' logs");
+    for (server, slot) in [(primary, "electric"), (standby, "peerdb")] {
+        server.wait_for_log(&format!("logical replication slot \"{slot}\" is ready"));
+        println!("\nOn the {}:\n", name(server));
+        for line in server.worker_log() {
+            println!("    {line}");
+        }
+    }
+}
+
+fn servers() -> (Cluster, Cluster) {
+    let primary = Setup::new(Major::V18).start();
+    primary.run("CREATE TABLE orders (id int PRIMARY KEY, item text)");
+    primary.create_extension();
+    // Who first reads a catalog's new rows tidies their pages, and then the
+    // primary is not quiet. Autovacuum is off.
+    primary.run("VACUUM");
+    let standby = Setup::new(Major::V18)
+        .conf("hot_standby_feedback = on")
+        .standby_of(&primary);
+    println!(
+        "PostgreSQL {}, a primary on port {} and its standby on port {}, made for this demo.\n\
+         Both have\n\n\
+         \x20   shared_preload_libraries = 'slot_self_heal'\n\n\
+         and the views of CREATE EXTENSION slot_self_heal.",
+        primary.value("SHOW server_version"),
+        primary.port(),
+        standby.port()
+    );
+    (primary, standby)
+}
+
+/// Waits until the bgwriter has written its last record: it does so when the
+/// one before is 15 s old and its nap, of 10 s at most, is over
+/// (`BackgroundWriterMain`).
+fn wait_for_rest(primary: &Cluster) {
+    let (begun, before) = (Instant::now(), primary.insert_lsn());
+    while primary.insert_lsn() == before && begun.elapsed() < Duration::from_secs(26) {
+        sleep(Duration::from_millis(100));
+    }
+}
+
+/// The places of the running-xacts records written until now.
+fn records_since(primary: &Cluster, start: Lsn) -> Vec<Lsn> {
+    let now = primary.insert_lsn();
+    let place = |record: &String| -> Option<Lsn> {
+        let (_, rest) = record.split_once("lsn: ")?;
+        rest.split_once(',')?.0.parse().ok()
+    };
+    primary
+        .running_xacts_since(start)
+        .iter()
+        .map(|record| place(record).unwrap_or_else(|| panic!("no place in {record}")))
+        .filter(|at| *at < now)
+        .collect()
+}
+
+/// A change-data-capture connector that asks for a slot, and when it did.
+fn connector(server: &Cluster, slot: &str) -> (Creation, Instant) {
+    println!(
+        "    CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput;   -- to the {}",
+        name(server)
+    );
+    (Creator::Walsender.start(server, slot), Instant::now())
+}
+
+fn answer(connector: &mut Creation) -> String {
+    connector.program().expect("it is psql").printed()
+}
+
+fn has_answer(connector: &mut Creation) -> bool {
+    // the last line of a result in psql
+    answer(connector).contains("(1 row)")
+}
+
+/// How many milliseconds after `since` the answer came.
+fn wait_for_answer(connector: &mut Creation, since: Instant) -> u128 {
+    while !has_answer(connector) {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "the connector has no answer: {}",
+            answer(connector)
+        );
+        sleep(Duration::from_millis(1));
+    }
+    since.elapsed().as_millis()
 }
 
 fn stage(number: u32, title: &str) {
     println!("\n-- {number}. {title} --");
 }
 
-fn open_transaction(cluster: &Cluster) -> Session {
-    let mut session = cluster.login().application("webshop").connect();
-    println!();
-    for sql in ["BEGIN", "INSERT INTO orders VALUES (1, 'kettle')"] {
-        println!("    {sql};");
-        session.run(sql);
+fn name(server: &Cluster) -> &'static str {
+    match server.is_true("SELECT pg_is_in_recovery()") {
+        true => "standby",
+        false => "primary",
     }
-    session
 }
 
-fn remedy(status: &Status) -> String {
-    statements(status.hint())
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| panic!("no statement to paste in the hint: {}", status.hint()))
+/// Runs a statement whose result says nothing, and shows it.
+fn does(server: &Cluster, sql: &str) {
+    let sql = sql.trim_end_matches(';');
+    println!("    {}=# {sql};", name(server));
+    server.run(sql);
 }
 
 /// Runs a statement in psql, as the reader would, and shows both.
-fn said(cluster: &Cluster, sql: &str) {
+fn says(server: &Cluster, sql: &str) {
     let sql = sql.trim_end_matches(';');
-    println!("\n    {sql};\n");
-    let mut psql: Command = cluster.client("psql");
+    println!("\n    {}=# {sql};\n", name(server));
+    let mut psql: Command = server.client("psql");
     psql.args(["--no-psqlrc", "--expanded", "--set", "ON_ERROR_STOP=1"])
         .args(["--pset=format=wrapped", "--pset=columns=100"])
-        .args(["--dbname", &cluster.login().conninfo()])
+        .args(["--dbname", &server.login().conninfo()])
         .args(["--command", sql]);
     println!("{}", indented(&harness::output_of(psql)));
 }
