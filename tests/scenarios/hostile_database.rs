@@ -207,7 +207,7 @@ fn heals_with(major: Major, settings: &[&str]) {
 
     let pid = cluster
         .wait_for_worker("its database", |worker| {
-            worker.database.as_deref() == Some("heal")
+            worker.database.as_deref() == Some("heal") && worker.pid.is_some()
         })
         .pid;
     let blocking = Blocker::IdleInTransaction.start(&cluster);
