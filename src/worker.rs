@@ -282,8 +282,6 @@ impl Worker {
         if self.upstream.rests(&database) {
             return Ok(());
         }
-        // It may take its time, which is no reason to keep what is known from the views.
-        ledger::publish(&self.watch);
         process::show_activity(Activity::Asking);
         let longest_rest = settings::policy().nudge_interval / UPSTREAM_REST_SHARE;
         let begun = Instant::now();

@@ -13,7 +13,6 @@ use crate::{Major, primary, with_extension};
 
 on_majors_with_standby_slots!(
     silent,
-    shown_meanwhile,
     unreachable,
     slow_name_lookup,
     one_of_several_hosts_is_silent,
@@ -82,25 +81,6 @@ fn heals_elsewhere(pair: &Pair) {
 fn silent(major: Major) {
     let dead_end = DeadEnd::silent();
     heals_elsewhere(&pair_asking(major, "127.0.0.1", dead_end.port()));
-}
-
-/// The view has the creation before the worker has waited for anybody.
-fn shown_meanwhile(major: Major) {
-    let dead_end = DeadEnd::silent();
-    let pair = pair_asking(major, "127.0.0.1", dead_end.port());
-    let _creation = pair.create(Creator::Walsender);
-    let status = pair
-        .standby
-        .wait_for_status(SLOT, "its beginning", |status| {
-            status.creation_started.is_some()
-        });
-    assert_eq!(status.state, "waiting_for_record", "{status:#?}");
-    let worker = pair.standby.worker();
-    assert_eq!(
-        worker.upstream.as_deref(),
-        Some("not needed"),
-        "{worker:#?}"
-    );
 }
 
 fn unreachable(major: Major) {
