@@ -15,9 +15,10 @@ use pgrx::{PGRXSharedMemory, pg_shmem_init};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::core::episode::{Finished, Watch};
+use crate::core::history::Finished;
 use crate::core::observation::Pid;
 use crate::core::time::Timestamp;
+use crate::core::watch::Watch;
 use crate::server;
 use crate::server::report::{self, Notice};
 

@@ -6,10 +6,12 @@ use pgrx::prelude::*;
 
 use crate::core::advice;
 use crate::core::diagnosis::State;
-use crate::core::episode::{Episode, Finished, Outcome, Telling, Watch};
+use crate::core::episode::{Episode, Telling};
+use crate::core::history::{Finished, Outcome};
 use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::time::in_words;
 use crate::core::upstream::{Kind, Problem};
+use crate::core::watch::Watch;
 use crate::core::xid::Lsn;
 use crate::server::report::Notice;
 

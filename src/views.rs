@@ -5,11 +5,11 @@ use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use serde_json::Value;
 
-use crate::core::episode::Watch;
 use crate::core::observation::Role;
 use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Upstream;
+use crate::core::watch::Watch;
 use crate::ledger;
 use crate::server::report::Notice;
 use crate::server::{self, WalLevel, record, report, scan, upstream};

@@ -17,9 +17,11 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use crate::core::decision::{Action, decide};
-use crate::core::episode::{Change, Nudge, Outcome, Watch};
+use crate::core::episode::Nudge;
+use crate::core::history::Outcome;
 use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::upstream::{self, Look};
+use crate::core::watch::{Change, Watch};
 use crate::ledger::{self, Trouble};
 use crate::server::gate::{self, Gate};
 use crate::server::process::{self, Activity};

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
-use super::episode::{Episode, Watch};
+use super::episode::Episode;
 use super::observation::{Holder, Pid, Progress, Role, Slot, SlotName, Transaction};
 use super::replay::{Obstacle, Replay};
 use super::time::{Timestamp, in_words};
 use super::upstream::Upstream;
+use super::watch::Watch;
 
 /// How many blockers a hint gives a remedy for.
 const REMEDIES: usize = 3;

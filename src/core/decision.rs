@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::diagnosis::State;
-use super::episode::{Episode, Watch};
+use super::episode::Episode;
 use super::observation::{Observation, Role, SlotName};
+use super::watch::Watch;
 
 /// How often the upstream is asked which transactions run while a creation waits for some.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

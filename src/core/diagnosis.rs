@@ -211,9 +211,9 @@ fn contains_word(text: &str, word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::episode::Watch;
     use super::super::fixtures::*;
     use super::super::upstream::Record;
+    use super::super::watch::Watch;
     use super::super::xid::Lsn;
     use super::*;
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::episode::Watch;
 use super::observation::*;
 use super::replay::Replay;
 use super::time::Timestamp;
 use super::upstream::Look;
+use super::watch::Watch;
 use super::xid::{Lsn, Xid};
 
 pub fn xid(xid: u32) -> Xid {

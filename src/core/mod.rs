@@ -6,7 +6,7 @@
 //!
 //! [scan]: crate::server::scan
 //! [`Observation`]: observation::Observation
-//! [`Watch`]: episode::Watch
+//! [`Watch`]: watch::Watch
 //! [`Episode`]: episode::Episode
 //! [`decide`]: decision::decide
 //! [`Action`]: decision::Action
@@ -19,10 +19,12 @@ pub mod diagnosis;
 pub mod episode;
 #[cfg(test)]
 mod fixtures;
+pub mod history;
 pub mod observation;
 pub mod replay;
 pub mod schedule;
 pub mod status;
 pub mod time;
 pub mod upstream;
+pub mod watch;
 pub mod xid;

@@ -5,9 +5,11 @@ use serde_json::Value;
 
 use super::advice::{self, Advice};
 use super::diagnosis::{Kinship, State, kinship};
-use super::episode::{Episode, Finished, Nudge, Outcome, Watch};
+use super::episode::{Episode, Nudge};
+use super::history::{Finished, Outcome};
 use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
 use super::time::Timestamp;
+use super::watch::Watch;
 
 /// What the view shows of one slot; columns as documented in the README.
 #[derive(Debug)]

@@ -1,0 +1,512 @@
+//! Every creation that goes on, from one scan to the next.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::copy::UnreadyCopy;
+use super::episode::{Episode, Nudge, Telling};
+use super::history::{Finished, Outcome};
+use super::observation::{CreatorWait, Observation, Progress, Role, SlotName, Transaction};
+use super::replay::Replay;
+use super::time::Timestamp;
+use super::upstream::{Record, Upstream};
+use super::xid::{Lsn, Xid};
+
+/// What is worth saying about a creation.
+#[derive(Debug)]
+pub enum Change {
+    /// It waits, or waits for others than it was last said.
+    Waits(Telling, SlotName),
+    /// It is over; what was known of it last.
+    Ended(Box<Finished>),
+}
+
+/// A record that the upstream was last asked for.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Sent {
+    pub at: Timestamp,
+    pub record: Record,
+}
+
+/// Every creation that goes on.
+///
+/// This is what the ledger publishes, and what a restarted worker begins with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Watch {
+    pub episodes: BTreeMap<SlotName, Episode>,
+    /// The blockers of all episodes together, oldest first, as the last scan saw them.
+    pub blockers: Vec<Transaction>,
+    /// How many episodes were left out where there was not room for all.
+    pub more_episodes: usize,
+    /// A standby's copies of slots that are not ready yet.
+    pub copies: BTreeMap<SlotName, UnreadyCopy>,
+    /// As of the last scan, on a standby.
+    pub replay: Option<Replay>,
+    pub upstream: Upstream,
+    /// The role that may not see the primary's sessions, as the upstream says.
+    pub blind: Option<String>,
+    sent: Option<Sent>,
+}
+
+impl Watch {
+    /// Takes in what a scan saw. Returns what is worth saying.
+    pub fn update(&mut self, observation: &Observation) -> Vec<Change> {
+        let mut before = std::mem::take(&mut self.episodes);
+        let mut copies_before = std::mem::take(&mut self.copies);
+        self.learn(observation);
+        let mut changes = Vec::new();
+        for slot in &observation.slots {
+            let remembered = before.remove(&slot.name);
+            match (&slot.progress, remembered) {
+                (Progress::Building(creator), remembered) => {
+                    let mut episode = match remembered {
+                        Some(episode) if episode.is_creation_of(slot, creator) => episode,
+                        Some(other) => {
+                            changes.push(ended(other, Outcome::Gone, None, observation.at));
+                            Episode::begin(slot, creator, observation)
+                        }
+                        None => Episode::begin(slot, creator, observation),
+                    };
+                    episode.observe(slot, creator, observation, self.sent.as_ref());
+                    if let Some(telling) = episode.telling() {
+                        changes.push(Change::Waits(telling, slot.name.clone()));
+                    }
+                    self.episodes.insert(slot.name.clone(), episode);
+                }
+                (Progress::Usable, Some(episode)) => {
+                    changes.push(ended(
+                        episode,
+                        Outcome::Ready,
+                        slot.restart_lsn,
+                        observation.at,
+                    ));
+                }
+                (Progress::NotSyncReady, remembered) => {
+                    let mut copy = copies_before
+                        .remove(&slot.name)
+                        .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
+                    copy.observe(&slot.name, observation);
+                    self.copies.insert(slot.name.clone(), copy);
+                    let ended = remembered
+                        .map(|episode| ended(episode, Outcome::Gone, None, observation.at));
+                    changes.extend(ended);
+                }
+                (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
+                    changes.push(ended(episode, Outcome::Gone, None, observation.at));
+                }
+                (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
+            }
+        }
+        let vanished = before.into_values();
+        changes.extend(vanished.map(|episode| ended(episode, Outcome::Gone, None, observation.at)));
+        self.blockers = self.blockers_among(&observation.transactions);
+        changes
+    }
+
+    fn learn(&mut self, observation: &Observation) {
+        self.replay.clone_from(&observation.replay);
+        if let Some(look) = &observation.upstream {
+            self.blind.clone_from(&look.blind);
+        }
+        let position = observation.upstream.as_ref().and_then(|look| look.position);
+        let is_lost = |sent: &Sent| position.is_some_and(|position| position < sent.record.lsn);
+        // It serves nobody any more: the server that wrote it is gone, and with it the record.
+        if observation.role == Role::Primary || self.sent.as_ref().is_some_and(is_lost) {
+            self.sent = None;
+        }
+        if observation.role == Role::Primary {
+            self.upstream = Upstream::NotNeeded;
+        }
+    }
+
+    /// Whether there is anything to watch.
+    pub fn is_empty(&self) -> bool {
+        self.episodes.is_empty() && self.copies.is_empty()
+    }
+
+    fn blockers_among(&self, transactions: &[Transaction]) -> Vec<Transaction> {
+        let blocks: HashSet<Xid> = self
+            .episodes
+            .values()
+            .flat_map(|episode| episode.blockers.iter().copied())
+            .collect();
+        transactions
+            .iter()
+            .filter(|transaction| blocks.contains(&transaction.xid))
+            .cloned()
+            .collect()
+    }
+
+    /// A record was written that served `slots`, as of `observation`. Returns those of them for
+    /// which it is the first.
+    pub fn recorded(
+        &mut self,
+        slots: &[SlotName],
+        nudge: Nudge,
+        observation: &Observation,
+    ) -> Vec<SlotName> {
+        for episode in self.episodes.values_mut() {
+            // One that waits for a transaction reads nothing before that has ended, and then a
+            // record of its own.
+            if episode.wait != CreatorWait::Transaction
+                && let Some(schedule) = &mut episode.schedule
+            {
+                schedule.recorded(observation.running, observation.at);
+            }
+        }
+        self.count_nudge(slots, nudge)
+    }
+
+    /// The upstream wrote a record on behalf of `slots`; it serves every creation that goes on.
+    /// Returns those of `slots` for which it is the first.
+    pub fn requested(
+        &mut self,
+        slots: &[SlotName],
+        record: Record,
+        now: Timestamp,
+    ) -> Vec<SlotName> {
+        for episode in self.episodes.values_mut() {
+            if let Some(schedule) = &mut episode.schedule {
+                schedule.requested(record.lsn, record.running, now);
+            }
+        }
+        self.sent = Some(Sent { at: now, record });
+        let nudge = Nudge {
+            at: now,
+            lsn: record.lsn,
+        };
+        self.count_nudge(slots, nudge)
+    }
+
+    fn count_nudge(&mut self, slots: &[SlotName], nudge: Nudge) -> Vec<SlotName> {
+        let mut first = Vec::new();
+        for name in slots {
+            if let Some(episode) = self.episodes.get_mut(name) {
+                if episode.nudges == 0 {
+                    first.push(name.clone());
+                }
+                episode.nudges += 1;
+                episode.last_nudge = Some(nudge);
+            }
+            if let Some(copy) = self.copies.get_mut(name) {
+                if copy.nudges == 0 {
+                    first.push(name.clone());
+                }
+                copy.recorded(nudge);
+            }
+        }
+        first
+    }
+
+    /// The blockers of one creation, oldest first.
+    pub fn blockers_of(&self, episode: &Episode) -> Vec<&Transaction> {
+        let wanted: HashSet<Xid> = episode.blockers.iter().copied().collect();
+        self.blockers
+            .iter()
+            .filter(|transaction| wanted.contains(&transaction.xid))
+            .collect()
+    }
+
+    /// Leaves out what matters least until `fits`: long queries, then all but the oldest blockers
+    /// of each creation, then creations. What was left out is counted.
+    pub fn shrink_until(&mut self, fits: impl Fn(&Self) -> bool) {
+        const SHORT_QUERY: usize = 80;
+        const FEW_BLOCKERS: usize = 20;
+
+        if fits(self) {
+            return;
+        }
+        for query in self.blockers.iter_mut().filter_map(|b| b.query.as_mut()) {
+            query.truncate(query.floor_char_boundary(SHORT_QUERY));
+        }
+        if fits(self) {
+            return;
+        }
+        for episode in self.episodes.values_mut() {
+            episode.more_blockers += episode.blockers.len().saturating_sub(FEW_BLOCKERS);
+            episode.blockers.truncate(FEW_BLOCKERS);
+        }
+        self.blockers = self.blockers_among(&self.blockers);
+        while !fits(self) && !self.episodes.is_empty() {
+            // A part of them at a time: each try writes all of it out.
+            for _ in 0..self.episodes.len().div_ceil(8) {
+                self.episodes.pop_last();
+                self.more_episodes += 1;
+            }
+            self.blockers = self.blockers_among(&self.blockers);
+        }
+    }
+}
+
+fn ended(
+    mut episode: Episode,
+    outcome: Outcome,
+    restart_lsn: Option<Lsn>,
+    now: Timestamp,
+) -> Change {
+    episode.pass(now);
+    Change::Ended(Box::new(Finished {
+        ended: now,
+        outcome,
+        restart_lsn,
+        episode,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::diagnosis::State;
+    use super::super::fixtures::*;
+    use super::super::observation::{Creator, Pid};
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(10);
+
+    fn episode(watch: &Watch) -> &Episode {
+        watch.episodes.get(&SlotName::new("x")).expect("an episode")
+    }
+
+    fn waiting(milliseconds: i64, transactions: Vec<Transaction>) -> Observation {
+        let slots = vec![building("x", CreatorWait::Transaction)];
+        observation(milliseconds, slots, transactions)
+    }
+
+    fn freed(milliseconds: i64) -> Observation {
+        let slots = vec![building("x", CreatorWait::Wal)];
+        observation(milliseconds, slots, Vec::new())
+    }
+
+    fn usable(milliseconds: i64) -> Observation {
+        observation(milliseconds, vec![slot("x", Progress::Usable)], Vec::new())
+    }
+
+    #[test]
+    fn a_creation_is_followed_to_its_end() {
+        let mut watch = Watch::default();
+        let first = watch.update(&waiting(0, vec![session(700, 1)]));
+        assert!(matches!(
+            first.as_slice(),
+            [Change::Waits(Telling::First, _)]
+        ));
+        assert_eq!(episode(&watch).state, State::WaitingForTransactions);
+        assert_eq!(episode(&watch).blockers, [xid(700)]);
+
+        assert!(
+            watch
+                .update(&waiting(4000, vec![session(700, 1)]))
+                .is_empty()
+        );
+        assert!(watch.update(&freed(5000)).is_empty());
+        assert_eq!(episode(&watch).state, State::WaitingForRecord);
+        assert!(episode(&watch).wants_record(&freed(5000), INTERVAL));
+
+        let last = watch.update(&usable(5020));
+        let [Change::Ended(finished)] = last.as_slice() else {
+            panic!("{last:?}");
+        };
+        assert_eq!(finished.outcome, Outcome::Ready);
+        let episode = &finished.episode;
+        assert_eq!(episode.waited.for_transactions, Duration::from_secs(5));
+        assert_eq!(episode.waited.for_record, Duration::from_millis(20));
+        assert!(watch.episodes.is_empty() && watch.blockers.is_empty());
+    }
+
+    #[test]
+    fn a_record_serves_the_creations_that_need_it() {
+        let mut watch = Watch::default();
+        let busy = |at| {
+            let slots = ["x", "y", "z"].map(|name| building(name, CreatorWait::Transaction));
+            observation(at, slots.into(), vec![session(700, 1)])
+        };
+        watch.update(&busy(0));
+        let slots = vec![
+            building("x", CreatorWait::Wal),
+            building("y", CreatorWait::Unknown),
+            building("z", CreatorWait::Transaction),
+        ];
+        let freed = observation(5000, slots, Vec::new());
+        watch.update(&freed);
+        let wants: Vec<_> = watch
+            .episodes
+            .values()
+            .filter(|episode| episode.wants_record(&freed, INTERVAL))
+            .map(|episode| episode.slot.clone())
+            .collect();
+        assert_eq!(wants, [SlotName::new("x"), SlotName::new("y")]);
+
+        let nudge = Nudge {
+            at: at(5000),
+            lsn: Lsn::new(1),
+        };
+        assert_eq!(watch.recorded(&wants, nudge, &freed), wants);
+        assert!(
+            watch.recorded(&wants, nudge, &freed).is_empty(),
+            "no longer the first"
+        );
+        assert_eq!(watch.episodes.values().map(|e| e.nudges).sum::<u32>(), 4);
+    }
+
+    #[test]
+    fn a_record_that_was_lost_is_asked_for_again() {
+        let slots = || vec![building("x", CreatorWait::Wal)];
+        let mut watch = Watch::default();
+        let begin = standby(0, slots(), 1000);
+        watch.update(&begin);
+        assert!(episode(&watch).wants_record(&begin, INTERVAL));
+        let record = Record {
+            lsn: Lsn::new(1 << 26),
+            running: Some(begin.running),
+        };
+        watch.requested(&[SlotName::new("x")], record, at(0));
+        let on_its_way = standby(1000, slots(), 1000);
+        watch.update(&on_its_way);
+        assert!(!episode(&watch).wants_record(&on_its_way, INTERVAL));
+
+        // Another server took over that had not received it.
+        let mut switched = standby(2000, slots(), 1000);
+        switched.learn(Some(look(2000, Vec::new()).into()));
+        watch.update(&switched);
+        assert!(episode(&watch).wants_record(&switched, INTERVAL));
+    }
+
+    #[test]
+    fn no_record_for_a_creation_just_begun_nor_for_one_that_reads() {
+        let mut watch = Watch::default();
+        watch.update(&freed(0));
+        assert!(!episode(&watch).wants_record(&freed(0), Duration::ZERO));
+
+        let reads = |at| observation(at, vec![building("x", CreatorWait::Working)], Vec::new());
+        watch.update(&reads(20_000));
+        assert!(!episode(&watch).wants_record(&reads(20_000), INTERVAL));
+        assert_eq!(episode(&watch).state, State::Starting);
+    }
+
+    #[test]
+    fn others_are_told_of_when_they_change_but_once_a_second() {
+        let mut watch = watching(vec![session(700, 1), session(701, 2)]);
+        let changed = vec![session(701, 2)];
+        assert!(watch.update(&waiting(500, changed.clone())).is_empty());
+        let told = watch.update(&waiting(1000, changed.clone()));
+        assert!(matches!(
+            told.as_slice(),
+            [Change::Waits(Telling::Again, _)]
+        ));
+        assert!(watch.update(&waiting(9000, changed)).is_empty());
+
+        // The pause doubles each time, up to five minutes.
+        let mut lines = 0;
+        for second in 10..3610 {
+            let others = vec![session(701, 2), session(702 + second, 3)];
+            let changes = watch.update(&waiting(i64::from(second) * 1000, others));
+            lines += changes.len();
+        }
+        assert_eq!(
+            lines,
+            8 + 10,
+            "eight while it doubles, then one in five minutes"
+        );
+    }
+
+    #[test]
+    fn a_slot_that_vanishes_is_gone() {
+        for after in [
+            Vec::new(),
+            vec![slot("x", Progress::LeftBehind(None))],
+            vec![slot("x", Progress::Invalidated(None))],
+        ] {
+            let changes =
+                watching(vec![session(700, 1)]).update(&observation(20, after, Vec::new()));
+            assert!(
+                matches!(changes.as_slice(), [Change::Ended(f)] if f.outcome == Outcome::Gone),
+                "{changes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_creation_of_the_same_name_is_another_episode() {
+        let other_pid =
+            |creator: &mut Creator| creator.identity.pid = Pid::new(101).expect("a pid");
+        let same_pid_later = |creator: &mut Creator| creator.identity.backend_start = Some(at(10));
+        for change in [other_pid as fn(&mut Creator), same_pid_later] {
+            let mut watch = watching(vec![session(700, 1)]);
+            let mut creator = creator();
+            change(&mut creator);
+            let slots = vec![slot("x", Progress::Building(Box::new(creator)))];
+            let changes = watch.update(&observation(20, slots, vec![session(700, 1)]));
+            let [Change::Ended(ended), Change::Waits(Telling::First, _)] = changes.as_slice()
+            else {
+                panic!("{changes:?}");
+            };
+            assert_eq!(ended.outcome, Outcome::Gone);
+            assert_eq!(episode(&watch).started, at(20));
+        }
+    }
+
+    #[test]
+    fn later_transactions_are_named_once_they_last() {
+        let young = Transaction {
+            started: Some(at(1500)),
+            ..session(1001, 2)
+        };
+        let mut watch = watching(vec![session(700, 1)]);
+        watch.update(&waiting(2000, vec![session(700, 1), young.clone()]));
+        assert_eq!(episode(&watch).blockers, [xid(700)]);
+        watch.update(&waiting(2500, vec![session(700, 1), young]));
+        assert_eq!(episode(&watch).blockers, [xid(700), xid(1001)]);
+    }
+
+    #[test]
+    fn a_worker_goes_on_where_another_ended() {
+        let watch = watching(vec![session(700, 1), prepared(701, "it's")]);
+        let text = serde_json::to_string(&watch).expect("serializable");
+        let mut resumed: Watch = serde_json::from_str(&text).expect("its own text");
+        assert_eq!(resumed.blockers, watch.blockers);
+        assert!(
+            resumed
+                .update(&waiting(20, watch.blockers.clone()))
+                .is_empty()
+        );
+        assert_eq!(episode(&resumed).started, at(0));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted() {
+        let long = |number| Transaction {
+            query: Some("q".repeat(1024)),
+            ..session(number, 1)
+        };
+        let transactions: Vec<_> = (300..500).map(long).collect();
+        let slots: Vec<_> = (0..50)
+            .map(|number| building(&format!("s{number}"), CreatorWait::Transaction))
+            .collect();
+        let mut all = Watch::default();
+        all.update(&observation(0, slots, transactions));
+
+        let size = |watch: &Watch| serde_json::to_vec(watch).expect("serializable").len();
+        let mut limit = size(&all);
+        let mut sizes = Vec::new();
+        while limit > 200 {
+            let mut part = all.clone();
+            part.shrink_until(|part| size(part) <= limit);
+            assert!(size(&part) <= limit);
+            assert_eq!(part.episodes.len() + part.more_episodes, 50);
+            for episode in part.episodes.values() {
+                assert_eq!(episode.blockers.len() + episode.more_blockers, 200);
+                assert_eq!(part.blockers_of(episode).len(), episode.blockers.len());
+                assert_eq!(
+                    part.blockers_of(episode)[0].xid,
+                    xid(300),
+                    "the oldest stay"
+                );
+            }
+            sizes.push(part.episodes.len());
+            limit /= 2;
+        }
+        assert_eq!(sizes.first(), Some(&50));
+        assert_eq!(sizes.last(), Some(&0));
+    }
+}
