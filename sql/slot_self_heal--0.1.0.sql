@@ -86,11 +86,58 @@ SELECT w.pid,
        w.hint
   FROM @extschema@.slot_self_heal_get_worker() AS w;
 
+CREATE FUNCTION @extschema@.slot_self_heal_get_history(
+    OUT slot_name text,
+    OUT database text,
+    OUT creator_type text,
+    OUT creator_application text,
+    OUT started_at timestamptz,
+    OUT ended_at timestamptz,
+    OUT outcome text,
+    OUT waited_for_transactions float8,
+    OUT waited_for_record float8,
+    OUT waited_for_replay float8,
+    OUT nudges int4,
+    OUT max_retained_wal int8,
+    OUT blockers jsonb)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'slot_self_heal_get_history_wrapper'
+LANGUAGE C STRICT VOLATILE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp;
+
+CREATE VIEW @extschema@.slot_self_heal_history AS
+SELECT h.slot_name::pg_catalog.name AS slot_name,
+       h.database::pg_catalog.name AS database,
+       h.creator_type,
+       h.creator_application,
+       h.started_at,
+       h.ended_at,
+       h.outcome,
+       pg_catalog.make_interval(secs => h.waited_for_transactions) AS waited_for_transactions,
+       pg_catalog.make_interval(secs => h.waited_for_record) AS waited_for_record,
+       pg_catalog.make_interval(secs => h.waited_for_replay) AS waited_for_replay,
+       h.nudges,
+       h.max_retained_wal,
+       h.blockers
+  FROM @extschema@.slot_self_heal_get_history() AS h;
+
 -- SECURITY DEFINER: whoever may execute it need not have been granted
 -- pg_log_standby_snapshot() as well.
 CREATE FUNCTION @extschema@.slot_self_heal_nudge()
 RETURNS pg_lsn
 AS 'MODULE_PATHNAME', 'slot_self_heal_nudge_wrapper'
+LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp;
+
+-- SECURITY DEFINER: whoever may execute it has sessions ended by this server's
+-- settings and guards, not by privileges of its own.
+CREATE FUNCTION @extschema@.slot_self_heal_end_blocker(
+    xid xid,
+    blocked_for interval,
+    OUT action text,
+    OUT reason text)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'slot_self_heal_end_blocker_wrapper'
 LANGUAGE C STRICT VOLATILE PARALLEL UNSAFE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp;
 
@@ -104,6 +151,10 @@ COMMENT ON VIEW @extschema@.slot_self_heal_status IS
     'one row per logical replication slot: what its creation waits for, and what to do';
 COMMENT ON VIEW @extschema@.slot_self_heal_worker IS
     'the background worker of slot_self_heal';
+COMMENT ON VIEW @extschema@.slot_self_heal_history IS
+    'creations of replication slots that are over, newest first';
+COMMENT ON FUNCTION @extschema@.slot_self_heal_end_blocker(xid, interval) IS
+    'ends a transaction that blocks the creation of a slot on a standby, if the settings allow it';
 COMMENT ON FUNCTION @extschema@.slot_self_heal_nudge() IS
     'writes and flushes a running-xacts record';
 COMMENT ON FUNCTION @extschema@.slot_self_heal_reset() IS
@@ -111,13 +162,18 @@ COMMENT ON FUNCTION @extschema@.slot_self_heal_reset() IS
 
 REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_get_status() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_get_worker() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_get_history() FROM PUBLIC;
+REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_end_blocker(xid, interval) FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_nudge() FROM PUBLIC;
 REVOKE ALL ON FUNCTION @extschema@.slot_self_heal_reset() FROM PUBLIC;
 REVOKE ALL ON @extschema@.slot_self_heal_status FROM PUBLIC;
 REVOKE ALL ON @extschema@.slot_self_heal_worker FROM PUBLIC;
+REVOKE ALL ON @extschema@.slot_self_heal_history FROM PUBLIC;
 
 -- A view's functions run as the caller, so reading a view takes both.
 GRANT EXECUTE ON FUNCTION @extschema@.slot_self_heal_get_status() TO pg_monitor;
 GRANT EXECUTE ON FUNCTION @extschema@.slot_self_heal_get_worker() TO pg_monitor;
+GRANT EXECUTE ON FUNCTION @extschema@.slot_self_heal_get_history() TO pg_monitor;
 GRANT SELECT ON @extschema@.slot_self_heal_status TO pg_monitor;
+GRANT SELECT ON @extschema@.slot_self_heal_history TO pg_monitor;
 GRANT SELECT ON @extschema@.slot_self_heal_worker TO pg_monitor;

@@ -28,6 +28,7 @@ SELECT s.slot_name,
        a.backend_type AS creator_type,
        a.application_name AS creator_application,
        pg_catalog.host(a.client_addr) AS creator_client_addr,
+       a.client_port AS creator_client_port,
        (pg_catalog.date_part('epoch', a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
            OPERATOR(pg_catalog.-) 946684800000000 AS creator_start,
        a.state AS creator_state,

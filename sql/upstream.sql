@@ -12,6 +12,8 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
            AS may_use_schema,
        COALESCE(pg_catalog.has_function_privilege(e.nudge, 'EXECUTE'), false)::pg_catalog.text
            AS may_use_extension,
+       pg_catalog.has_function_privilege(e.end_blocker, 'EXECUTE')::pg_catalog.text
+           AS may_end_blockers,
        pg_catalog.has_function_privilege(
            pg_catalog.to_regprocedure('pg_catalog.pg_log_standby_snapshot()')::pg_catalog.oid,
            'EXECUTE')::pg_catalog.text AS may_use_core,
@@ -23,7 +25,12 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
          OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) 4294967296)::pg_catalog.text
            AS next_xid
   FROM pg_catalog.pg_control_system() AS c
-       LEFT JOIN (SELECT x.extnamespace, p.oid AS nudge
+       LEFT JOIN (SELECT x.extnamespace, p.oid AS nudge,
+                         (SELECT b.oid
+                            FROM pg_catalog.pg_proc AS b
+                           WHERE b.pronamespace OPERATOR(pg_catalog.=) x.extnamespace
+                             AND b.proname OPERATOR(pg_catalog.=) 'slot_self_heal_end_blocker')
+                             AS end_blocker
                     FROM pg_catalog.pg_extension AS x
                          JOIN pg_catalog.pg_proc AS p
                            ON p.pronamespace OPERATOR(pg_catalog.=) x.extnamespace

@@ -24,8 +24,8 @@ use crate::server::report::{self, Notice};
 
 /// Room for some 500 creations with their blockers.
 const WATCH_BYTES: usize = 1 << 20;
-/// Room for [`FINISHED`] creations of some 1.5 kB each.
-const FINISHED_BYTES: usize = 256 << 10;
+/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included.
+const FINISHED_BYTES: usize = 1 << 20;
 /// How many finished creations are remembered.
 const FINISHED: usize = 128;
 const TROUBLE_BYTES: usize = 4 << 10;
@@ -97,6 +97,7 @@ pub struct Counters {
     pub scans: u64,
     pub nudges: u64,
     pub healed: u64,
+    pub cancelled: u64,
 }
 
 /// What went wrong last.
@@ -177,11 +178,15 @@ pub fn finished() -> Vec<Finished> {
     read(&HISTORY).unwrap_or_default()
 }
 
-pub fn remember(ended: Finished) {
+pub fn remember(ended: Vec<Finished>) {
+    if ended.is_empty() {
+        return;
+    }
     let mut finished = finished();
-    finished.push(ended);
+    finished.extend(ended);
     let surplus = finished.len().saturating_sub(FINISHED);
     finished.drain(..surplus);
+    // The last resort, where names and queries are as long as can be.
     while !write(&HISTORY, &finished) && !finished.is_empty() {
         finished.remove(0);
     }

@@ -5,14 +5,18 @@ use std::time::Duration;
 use pgrx::prelude::*;
 
 use crate::core::advice;
+use crate::core::blocker::Blocker;
 use crate::core::diagnosis::State;
 use crate::core::episode::{Episode, Telling};
+use crate::core::guard::{Ending, Guard};
 use crate::core::history::{Finished, Outcome};
-use crate::core::observation::{Observation, Role, SlotName};
-use crate::core::time::in_words;
+use crate::core::limit::Reason;
+use crate::core::observation::{Observation, Role, SlotName, Transaction};
+use crate::core::policy::Limits;
+use crate::core::time::{Timestamp, in_words};
 use crate::core::upstream::{Kind, Problem};
 use crate::core::watch::Watch;
-use crate::core::xid::Lsn;
+use crate::core::xid::{Lsn, Xid};
 use crate::server::report::Notice;
 
 fn notice(code: PgSqlErrorCode, message: impl Into<String>) -> Notice {
@@ -29,6 +33,7 @@ pub fn waits(
     telling: Telling,
     episode: &Episode,
     watch: &Watch,
+    limits: &Limits,
     observation: &Observation,
 ) -> Notice {
     let still = match telling {
@@ -42,10 +47,11 @@ pub fn waits(
         | State::WaitingForRecord
         | State::Starting
         | State::Ready
+        | State::Abandoned
         | State::NotSyncReady
         | State::Lost => "waits for transactions",
     };
-    let advice = advice::on_creation(episode, watch, observation.role, observation.at);
+    let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
         hint: advice.hint,
@@ -59,6 +65,158 @@ pub fn waits(
     }
 }
 
+/// A creation's client is gone.
+pub fn abandoned(
+    episode: &Episode,
+    watch: &Watch,
+    limits: &Limits,
+    observation: &Observation,
+) -> Notice {
+    let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
+    Notice {
+        detail: advice.detail,
+        hint: advice.hint,
+        ..notice(
+            PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
+            format!(
+                "logical replication slot \"{}\" is being created for a client that is gone",
+                episode.slot
+            ),
+        )
+    }
+}
+
+/// A creation was told to end.
+pub fn cancelling(
+    episode: &Episode,
+    reason: &Reason,
+    watch: &Watch,
+    observation: &Observation,
+) -> Notice {
+    let waits = advice::on_wait(episode, watch, observation.role, observation.at);
+    let creator = &episode.creator;
+    let setting = reason.setting();
+    Notice {
+        detail: Some(format!(
+            "{setting} says so. Its creator was pid {} ({}). {}",
+            creator.pid,
+            advice::describe_creator(creator),
+            waits.detail.unwrap_or_default()
+        )),
+        hint: waits.hint,
+        ..notice(
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            format!(
+                "cancelling the creation of logical replication slot \"{}\" after {}: {reason}",
+                episode.slot,
+                in_words(observation.at.since(episode.started))
+            ),
+        )
+    }
+}
+
+/// A blocker was told to end.
+pub fn ended_blocker(
+    blocker: &Blocker,
+    ending: Ending,
+    slots: &[SlotName],
+    now: Timestamp,
+) -> Notice {
+    let transaction = &blocker.transaction;
+    ended_transaction(
+        transaction,
+        ending,
+        &format!(
+            "held up {} for {}",
+            named(slots),
+            in_words(blocker.blocked_for())
+        ),
+        now,
+    )
+}
+
+/// The same, on a standby's behalf.
+fn ended_transaction(
+    transaction: &Transaction,
+    ending: Ending,
+    did: &str,
+    now: Timestamp,
+) -> Notice {
+    let (code, does) = match ending {
+        Ending::Cancel => (
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            "cancelling the statement",
+        ),
+        Ending::Terminate => (
+            PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+            "terminating the session",
+        ),
+    };
+    Notice {
+        detail: Some(format!(
+            "slot_self_heal.blocker_action says so. The transaction was held by {}.",
+            advice::describe(transaction, now)
+        )),
+        ..notice(
+            code,
+            format!("{does} of transaction {}, which {did}", transaction.xid),
+        )
+    }
+}
+
+/// A standby asked for it.
+pub fn ended_for_standby(
+    transaction: &Transaction,
+    ending: Ending,
+    blocked_for: Duration,
+    now: Timestamp,
+) -> Notice {
+    let did = format!(
+        "held up the creation of a replication slot on a standby for {}",
+        in_words(blocked_for)
+    );
+    ended_transaction(transaction, ending, &did, now)
+}
+
+pub fn not_on_a_standby() -> Notice {
+    Notice {
+        hint: Some("Run it on the primary.".into()),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "recovery is in progress, so no transaction can be ended here",
+        )
+    }
+}
+
+/// A guard forbids to end a blocker.
+pub fn spared_blocker(
+    watch: &Watch,
+    xid: Xid,
+    guard: &Guard,
+    hint: Option<&str>,
+    now: Timestamp,
+) -> Notice {
+    let blocker = watch.blocker(xid);
+    let held_by = blocker.map(|blocker| advice::describe(&blocker.transaction, now));
+    let remedy = blocker.and_then(|blocker| {
+        let episode = watch.blocked_by(xid).next()?;
+        let transaction = &blocker.transaction;
+        Some(advice::remedy(episode, transaction, episode.role(), now))
+    });
+    Notice {
+        detail: Some(format!(
+            "It holds up {} and is held by {}.",
+            named(&watch.slots_blocked_by(xid)),
+            held_by.unwrap_or_default()
+        )),
+        hint: hint.map(str::to_owned).or(remedy),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
+            format!("slot_self_heal does not end transaction {xid}: {guard}"),
+        )
+    }
+}
+
 /// A creation has ended.
 pub fn ended(finished: &Finished) -> Notice {
     let episode = &finished.episode;
@@ -68,6 +226,12 @@ pub fn ended(finished: &Finished) -> Notice {
         Outcome::Ready => (
             PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
             format!("logical replication slot \"{slot}\" is ready after {took}"),
+        ),
+        Outcome::Cancelled => (
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            format!(
+                "the creation of logical replication slot \"{slot}\" was cancelled after {took}"
+            ),
         ),
         Outcome::Gone => (
             PgSqlErrorCode::ERRCODE_WARNING,
@@ -103,6 +267,21 @@ pub fn ended(finished: &Finished) -> Notice {
 
 /// A record was written here, or by the upstream on our request, the first for these slots.
 pub fn nudged(slots: &[SlotName], lsn: Lsn, role: Role) -> Notice {
+    notice(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        format!(
+            "{} a running-xacts record at {lsn} for {}",
+            match role {
+                Role::Primary => "wrote",
+                Role::Standby => "had the upstream write",
+            },
+            named(slots)
+        ),
+    )
+}
+
+/// `logical replication slots "a", "b"`
+fn named(slots: &[SlotName]) -> String {
     const NAMED: usize = 5;
     let mut names: Vec<String> = slots
         .iter()
@@ -116,17 +295,7 @@ pub fn nudged(slots: &[SlotName], lsn: Lsn, role: Role) -> Notice {
         1 => "logical replication slot",
         _ => "logical replication slots",
     };
-    notice(
-        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-        format!(
-            "{} a running-xacts record at {lsn} for {what} {}",
-            match role {
-                Role::Primary => "wrote",
-                Role::Standby => "had the upstream write",
-            },
-            names.join(", ")
-        ),
-    )
+    format!("{what} {}", names.join(", "))
 }
 
 /// The upstream does not do what it is asked for.

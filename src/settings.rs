@@ -3,10 +3,10 @@
 use std::ffi::CString;
 use std::time::Duration;
 
-use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting};
+use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
-use crate::core::decision::Policy;
-use crate::server::{self, secret};
+use crate::core::policy::{self, BlockerRule, Limit, Limits, OwnLimits, Policy};
+use crate::server::{self, secret, setting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static DATABASE: GucSetting<Option<CString>> =
@@ -16,7 +16,41 @@ static SCAN_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(100);
 /// Milliseconds.
 static NUDGE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 
+static CANCEL_ABANDONED: GucSetting<bool> = GucSetting::<bool>::new(true);
+static CANCEL_BLOCKING_REPLAY: GucSetting<bool> = GucSetting::<bool>::new(false);
+/// Milliseconds; 0 for never.
+static CREATION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
+/// Megabytes; -1 for never.
+static MAX_RETAINED_WAL: GucSetting<i32> = GucSetting::<i32>::new(-1);
+static BLOCKER_ACTION: GucSetting<BlockerAction> =
+    GucSetting::<BlockerAction>::new(BlockerAction::Report);
+/// Milliseconds.
+static BLOCKER_GRACE: GucSetting<i32> = GucSetting::<i32>::new(300_000);
+static BLOCKER_SCOPE: GucSetting<BlockerScope> =
+    GucSetting::<BlockerScope>::new(BlockerScope::Idle);
+static PROTECTED_ROLES: GucSetting<Option<CString>> = GucSetting::<Option<CString>>::new(Some(c""));
+
 const HOUR: i32 = 3_600_000;
+const TIMEOUT_UNIT: GucFlags = GucFlags::UNIT_MS;
+const WAL_UNIT: GucFlags = GucFlags::UNIT_MB;
+
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum BlockerAction {
+    #[name = c"report"]
+    Report,
+    #[name = c"cancel"]
+    Cancel,
+    #[name = c"terminate"]
+    Terminate,
+}
+
+#[derive(Clone, Copy, PostgresGucEnum)]
+enum BlockerScope {
+    #[name = c"idle"]
+    Idle,
+    #[name = c"any"]
+    Any,
+}
 
 /// Defines the settings; each default is its static's first value.
 pub fn init() {
@@ -63,7 +97,76 @@ pub fn init() {
           a slot needs.",
         c"Empty: the server's own primary_conninfo, with slot_self_heal.database as dbname.",
     );
+    init_limits();
     server::reserve_setting_prefix(c"slot_self_heal");
+}
+
+/// Those that let slot_self_heal end something.
+fn init_limits() {
+    GucRegistry::define_bool_guc(
+        c"slot_self_heal.cancel_abandoned",
+        c"Cancels the creation of a slot whose client has been gone for 10 s.",
+        c"Only where the system tells for certain that the client has closed its connection.",
+        &CANCEL_ABANDONED,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_bool_guc(
+        c"slot_self_heal.cancel_blocking_replay",
+        c"Cancels the creation of a slot on a standby that replay has waited for for 30 s.",
+        c"Only if max_standby_streaming_delay is -1, so that replay would wait without end.",
+        &CANCEL_BLOCKING_REPLAY,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    setting::define_limit(
+        c"slot_self_heal.creation_timeout",
+        c"Sets the longest time that the creation of a slot may take before it is cancelled.",
+        c"0 means no limit.",
+        &CREATION_TIMEOUT,
+        0,
+        TIMEOUT_UNIT,
+    );
+    setting::define_limit(
+        c"slot_self_heal.max_retained_wal",
+        c"Sets the most WAL that a slot may hold back before its creation is cancelled.",
+        c"-1 means no limit.",
+        &MAX_RETAINED_WAL,
+        -1,
+        WAL_UNIT,
+    );
+    GucRegistry::define_enum_guc(
+        c"slot_self_heal.blocker_action",
+        c"Sets what is done to a session that blocks the creation of a slot.",
+        c"",
+        &BLOCKER_ACTION,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    GucRegistry::define_int_guc(
+        c"slot_self_heal.blocker_grace",
+        c"Sets how long a transaction must have blocked the creation of a slot before blocker_action.",
+        c"",
+        &BLOCKER_GRACE,
+        0,
+        i32::MAX,
+        GucContext::Sighup,
+        GucFlags::UNIT_MS,
+    );
+    GucRegistry::define_enum_guc(
+        c"slot_self_heal.blocker_scope",
+        c"Sets which sessions blocker_action is for: those idle in transaction, or any.",
+        c"",
+        &BLOCKER_SCOPE,
+        GucContext::Sighup,
+        GucFlags::default(),
+    );
+    setting::define_names(
+        c"slot_self_heal.protected_roles",
+        c"Lists the roles whose sessions blocker_action is never for, nor their members' sessions.",
+        c"",
+        &PROTECTED_ROLES,
+    );
 }
 
 pub fn enabled() -> bool {
@@ -82,6 +185,56 @@ pub fn scan_interval() -> Duration {
 pub fn policy() -> Policy {
     Policy {
         nudge_interval: milliseconds(&NUDGE_INTERVAL),
+        limits: Limits {
+            cancel_abandoned: CANCEL_ABANDONED.get(),
+            cancel_blocking_replay: CANCEL_BLOCKING_REPLAY.get(),
+            creation_timeout: timeout(CREATION_TIMEOUT.get()),
+            max_retained_wal: wal(MAX_RETAINED_WAL.get()),
+        },
+        blockers: BlockerRule {
+            action: match BLOCKER_ACTION.get() {
+                BlockerAction::Report => policy::BlockerAction::Report,
+                BlockerAction::Cancel => policy::BlockerAction::Cancel,
+                BlockerAction::Terminate => policy::BlockerAction::Terminate,
+            },
+            grace: milliseconds(&BLOCKER_GRACE),
+            scope: match BLOCKER_SCOPE.get() {
+                BlockerScope::Idle => policy::BlockerScope::Idle,
+                BlockerScope::Any => policy::BlockerScope::Any,
+            },
+            // What is not a list was refused when it was set.
+            protected_roles: PROTECTED_ROLES
+                .get()
+                .and_then(|list| setting::names(&list))
+                .unwrap_or_default(),
+        },
+    }
+}
+
+/// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored
+/// while the library was not loaded was never checked; it counts for nothing.
+pub fn own_limits(creation_timeout: Option<&str>, max_retained_wal: Option<&str>) -> OwnLimits {
+    OwnLimits {
+        creation_timeout: creation_timeout
+            .and_then(|text| setting::parse_limit(text, TIMEOUT_UNIT))
+            .map(timeout),
+        max_retained_wal: max_retained_wal
+            .and_then(|text| setting::parse_limit(text, WAL_UNIT))
+            .map(wal),
+    }
+}
+
+fn timeout(milliseconds: i32) -> Limit<Duration> {
+    match u64::try_from(milliseconds) {
+        Ok(0) | Err(_) => Limit::Never,
+        Ok(milliseconds) => Limit::Above(Duration::from_millis(milliseconds)),
+    }
+}
+
+fn wal(megabytes: i32) -> Limit<u64> {
+    match u64::try_from(megabytes) {
+        Ok(0) | Err(_) => Limit::Never,
+        Ok(megabytes) => Limit::Above(megabytes << 20),
     }
 }
 

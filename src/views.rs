@@ -1,17 +1,24 @@
 //! The functions under the views, and those that act. `sql/slot_self_heal--*.sql` declares them.
 
+use std::time::Duration;
+
 use pgrx::JsonB;
 use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use serde_json::Value;
 
+use crate::core::guard::Ending;
+use crate::core::history::Finished;
 use crate::core::observation::Role;
 use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Upstream;
 use crate::core::watch::Watch;
+use crate::core::xid::Xid;
 use crate::ledger;
+use crate::server::hearing::hear;
 use crate::server::report::Notice;
+use crate::server::signal::{self, Unsent};
 use crate::server::{self, WalLevel, record, report, scan, upstream};
 use crate::{narrate, settings, worker};
 
@@ -59,6 +66,7 @@ fn slot_self_heal_get_status() -> TableIterator<
         finished: ledger::finished(),
         worker,
         role: server::role(),
+        limits: settings::policy().limits,
     };
     let now = server::now();
     let rows: Vec<_> = slots
@@ -115,6 +123,55 @@ fn slot_self_heal_get_status() -> TableIterator<
     }
 }
 
+/// Under the view `slot_self_heal_history`. Lengths of time are in seconds.
+#[pg_extern]
+#[allow(clippy::type_complexity)]
+fn slot_self_heal_get_history() -> TableIterator<
+    'static,
+    (
+        name!(slot_name, String),
+        name!(database, String),
+        name!(creator_type, String),
+        name!(creator_application, String),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(ended_at, Option<TimestampWithTimeZone>),
+        name!(outcome, &'static str),
+        name!(waited_for_transactions, f64),
+        name!(waited_for_record, f64),
+        name!(waited_for_replay, f64),
+        name!(nudges, i32),
+        name!(max_retained_wal, i64),
+        name!(blockers, JsonB),
+    ),
+> {
+    ledger::require();
+    let newest_first = ledger::finished().into_iter().rev();
+    let rows: Vec<_> = newest_first
+        .map(|finished| {
+            let Finished {
+                episode, blockers, ..
+            } = finished;
+            let blockers = status::blockers_as_json(&blockers, &episode.creator);
+            (
+                episode.slot.as_str().to_owned(),
+                shown(episode.database),
+                shown(episode.creator.backend_type),
+                shown(episode.creator.application_name),
+                timestamptz(episode.started),
+                timestamptz(finished.ended),
+                finished.outcome.as_str(),
+                episode.waited.for_transactions.as_secs_f64(),
+                episode.waited.for_record.as_secs_f64(),
+                episode.waited.for_replay.as_secs_f64(),
+                i32::try_from(episode.nudges).unwrap_or(i32::MAX),
+                episode.max_retained_wal,
+                JsonB(shown_json(blockers)),
+            )
+        })
+        .collect();
+    TableIterator::new(rows)
+}
+
 /// Under the view `slot_self_heal_worker`.
 #[pg_extern]
 #[allow(clippy::type_complexity)]
@@ -150,7 +207,7 @@ fn slot_self_heal_get_worker() -> TableIterator<
         count(status.counters.scans),
         count(status.counters.nudges),
         count(status.counters.healed),
-        0,
+        count(status.counters.cancelled),
         known_upstream(role).as_str(),
         status
             .trouble
@@ -230,6 +287,51 @@ fn slot_self_heal_nudge() -> PgLsn {
         }
         Err(notice) => report::error(notice),
     }
+}
+
+/// Ends a transaction that has held up the creation of a slot on a standby for so long, if this
+/// server's own settings let a blocker be ended, and no guard forbids it. Returns what was done, or
+/// why nothing was.
+#[pg_extern]
+fn slot_self_heal_end_blocker(
+    xid: pg_sys::TransactionId,
+    blocked_for: Interval,
+) -> TableIterator<'static, (name!(action, &'static str), name!(reason, Option<String>))> {
+    ledger::require();
+    let blocked_for = u64::try_from(blocked_for.as_micros()).unwrap_or(0);
+    let asked = Xid::new(xid.into_inner()).map_or(Ok(Err(Unsent::Over)), |xid| {
+        end_blocker(xid, Duration::from_micros(blocked_for))
+    });
+    TableIterator::once(match asked {
+        Ok(Ok(ending)) => (ending.as_str(), None),
+        Ok(Err(Unsent::Over)) => ("none", Some("it has ended by itself".to_owned())),
+        Ok(Err(Unsent::Guarded(guard))) => ("none", Some(shown(guard.to_string()))),
+        Err(notice) => report::error(notice),
+    })
+}
+
+fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>, Notice> {
+    if server::role() == Role::Standby {
+        return Err(narrate::not_on_a_standby());
+    }
+    let rule = settings::policy().blockers;
+    let cases = hear(&[xid], rule.protected_roles.clone())?;
+    let Some(case) = cases.into_iter().next() else {
+        return Ok(Err(Unsent::Over));
+    };
+    let now = server::now();
+    let watch = ledger::watch();
+    let creators = watch.blocked_by(xid).map(|episode| &episode.creator);
+    let ended = signal::end_if_allowed(&case, blocked_for, creators, &rule, now);
+    if let Ok(ending) = ended {
+        report::log(narrate::ended_for_standby(
+            &case.transaction,
+            ending,
+            blocked_for,
+            now,
+        ));
+    }
+    Ok(ended)
 }
 
 /// Sets the counters to zero and forgets finished creations.

@@ -16,17 +16,25 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::core::blocker::Blocker;
 use crate::core::decision::{Action, decide};
 use crate::core::episode::Nudge;
+use crate::core::guard::{self, Ending, Guard, Verdict};
 use crate::core::history::Outcome;
+use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName};
+use crate::core::policy::{BlockerRule, Policy};
+use crate::core::time::Timestamp;
 use crate::core::upstream::{self, Look};
 use crate::core::watch::{Change, Watch};
+use crate::core::xid::Xid;
 use crate::ledger::{self, Trouble};
 use crate::server::gate::{self, Gate};
+use crate::server::hearing::hear;
 use crate::server::process::{self, Activity};
 use crate::server::report::{self, Notice};
 use crate::server::scan::Scanner;
+use crate::server::signal::{self, Unsent};
 use crate::server::transaction::{catch, read_only_fallible};
 use crate::server::upstream::{Upstream, Wish};
 use crate::server::{self, WalLevel, record};
@@ -235,10 +243,14 @@ impl Worker {
             Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),
             Gate::Open(_) | Gate::Closed => None,
         };
+        let policy = settings::policy();
         let mut changes = self.watch.update(&observation);
         let known = self.look.clone();
-        let acted = decide(&self.watch, &observation, &settings::policy())
-            .map_or(Ok(()), |action| self.act(action, &observation));
+        let mut acted = Ok(());
+        for action in decide(&self.watch, &observation, &policy) {
+            // One that fails keeps no other from being done.
+            acted = acted.and(self.act(action, &observation, &policy));
+        }
         if self.look.as_ref().map(Rc::as_ptr) != known.as_ref().map(Rc::as_ptr) {
             // Whom a creation waits for should not be unknown for one more tick.
             observation.learn(self.look.clone());
@@ -251,7 +263,7 @@ impl Worker {
             self.upstream.disconnect();
         }
         ledger::publish(&self.watch);
-        self.tell(changes, &observation);
+        self.tell(changes, &observation, &policy);
         acted
     }
 
@@ -270,11 +282,133 @@ impl Worker {
         }
     }
 
-    fn act(&mut self, action: Action, observation: &Observation) -> Result<(), Notice> {
+    fn act(
+        &mut self,
+        action: Action,
+        observation: &Observation,
+        policy: &Policy,
+    ) -> Result<(), Notice> {
         match action {
+            Action::Cancel(slot, reason) => {
+                self.cancel(&slot, reason, observation);
+                Ok(())
+            }
+            Action::EndBlockers(xids) => match observation.role {
+                Role::Primary => self.end_blockers(&xids, &policy.blockers),
+                Role::Standby => {
+                    self.ask_to_end_blockers(&xids);
+                    Ok(())
+                }
+            },
             Action::WriteRecord(slots) => self.write_record(&slots, observation),
             Action::AskForRecord(slots) => self.ask_upstream(Wish::Record, &slots),
             Action::AskForNews => self.ask_upstream(Wish::News, &[]),
+        }
+    }
+
+    fn cancel(&mut self, slot: &SlotName, reason: Reason, observation: &Observation) {
+        let Some(episode) = self.watch.episodes.get(slot) else {
+            return;
+        };
+        if signal::cancel_creation(slot, episode.creator.pid, episode.restart_lsn()).is_err() {
+            // It is over; the next scan tells how.
+            return;
+        }
+        if episode.cancelled.is_none() {
+            report::log(narrate::cancelling(
+                episode,
+                &reason,
+                &self.watch,
+                observation,
+            ));
+        }
+        self.watch.cancelled(slot, reason, observation.at);
+    }
+
+    fn end_blockers(&mut self, xids: &[Xid], rule: &BlockerRule) -> Result<(), Notice> {
+        let cases = read_only_fallible(|| hear(xids, rule.protected_roles.clone()))?;
+        let now = server::now();
+        for case in cases {
+            let xid = case.transaction.xid;
+            let Some(blocked_for) = self.watch.blocker(xid).map(Blocker::blocked_for) else {
+                continue;
+            };
+            let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
+            match signal::end_if_allowed(&case, blocked_for, creators, rule, now) {
+                Ok(ending) => self.told(xid, ending, now),
+                Err(Unsent::Guarded(guard)) => self.spare(xid, guard, None, now),
+                Err(Unsent::Over) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The primary's rules decide, and these only whether it is asked.
+    fn ask_to_end_blockers(&mut self, xids: &[Xid]) {
+        let database = settings::database();
+        let database = database.to_string_lossy();
+        if self.upstream.rests(&database) {
+            return;
+        }
+        let now = server::now();
+        let mut requests = Vec::new();
+        for &xid in xids {
+            let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
+            let Some(blocker) = self.watch.blocker(xid) else {
+                continue;
+            };
+            match guard::may_ask(&blocker.transaction, creators) {
+                Ok(()) => requests.push((xid, blocker.blocked_for())),
+                Err(guard) => self.spare(xid, guard, None, now),
+            }
+        }
+        if requests.is_empty() {
+            return;
+        }
+        process::show_activity(Activity::Asking);
+        let begun = Instant::now();
+        let answer = self.upstream.end_blockers(&requests, &database);
+        self.asking += begun.elapsed();
+        let now = server::now();
+        match answer {
+            Ok(verdicts) => {
+                for Verdict {
+                    xid,
+                    ending,
+                    reason,
+                } in verdicts
+                {
+                    match ending {
+                        Some(ending) => self.told(xid, ending, now),
+                        None => self.spare(xid, Guard::Primary(reason), None, now),
+                    }
+                }
+            }
+            Err(problem) => {
+                for (xid, _) in requests {
+                    let guard = Guard::Primary(problem.message.clone());
+                    self.spare(xid, guard, Some(&problem.hint), now);
+                }
+            }
+        }
+    }
+
+    /// A blocker was told to end. Says so.
+    fn told(&mut self, xid: Xid, ending: Ending, now: Timestamp) {
+        let slots = self.watch.slots_blocked_by(xid);
+        if let Some(blocker) = self.watch.blocker_mut(xid) {
+            blocker.was_told(ending, now);
+            report::log(narrate::ended_blocker(blocker, ending, &slots, now));
+        }
+    }
+
+    /// A blocker was not told to end. Says so, once.
+    fn spare(&mut self, xid: Xid, guard: Guard, hint: Option<&str>, now: Timestamp) {
+        let Some(blocker) = self.watch.blocker_mut(xid) else {
+            return;
+        };
+        if blocker.was_spared(guard.clone(), now) {
+            report::log(narrate::spared_blocker(&self.watch, xid, &guard, hint, now));
         }
     }
 
@@ -288,7 +422,7 @@ impl Worker {
         let longest_rest = settings::policy().nudge_interval / UPSTREAM_REST_SHARE;
         let begun = Instant::now();
         let answer = self.upstream.ask(wish, &database, longest_rest);
-        self.asking = begun.elapsed();
+        self.asking += begun.elapsed();
         if answer.look.is_some() {
             self.look = answer.look;
         }
@@ -361,25 +495,48 @@ impl Worker {
         Ok(())
     }
 
-    fn tell(&self, changes: Vec<Change>, observation: &Observation) {
+    fn tell(&self, changes: Vec<Change>, observation: &Observation, policy: &Policy) {
+        let limits = &policy.limits;
+        let mut ended = Vec::new();
         for change in changes {
             match change {
                 Change::Waits(telling, slot) => {
                     if let Some(episode) = self.watch.episodes.get(&slot) {
-                        report::log(narrate::waits(telling, episode, &self.watch, observation));
+                        report::log(narrate::waits(
+                            telling,
+                            episode,
+                            &self.watch,
+                            limits,
+                            observation,
+                        ));
+                    }
+                }
+                Change::Abandoned(slot) => {
+                    if let Some(episode) = self.watch.episodes.get(&slot) {
+                        report::log(narrate::abandoned(
+                            episode,
+                            &self.watch,
+                            limits,
+                            observation,
+                        ));
                     }
                 }
                 Change::Ended(finished) => {
-                    if finished.outcome == Outcome::Ready && finished.episode.nudges > 0 {
-                        ledger::count(|counters| counters.healed += 1);
+                    match finished.outcome {
+                        Outcome::Ready if finished.episode.nudges > 0 => {
+                            ledger::count(|counters| counters.healed += 1);
+                        }
+                        Outcome::Cancelled => ledger::count(|counters| counters.cancelled += 1),
+                        Outcome::Ready | Outcome::Gone => {}
                     }
                     if finished.is_worth_telling() {
                         report::log(narrate::ended(&finished));
                     }
-                    ledger::remember(*finished);
+                    ended.push(*finished);
                 }
             }
         }
+        ledger::remember(ended);
     }
 
     /// Drops what is known of the creations, once.

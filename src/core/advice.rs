@@ -2,12 +2,18 @@
 
 use std::time::Duration;
 
+use super::blocker::Blocker;
 use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::Episode;
-use super::observation::{Holder, Pid, Progress, Role, Slot, SlotName, Transaction};
+use super::guard::Ending;
+use super::limit::ABANDONED_FOR;
+use super::observation::{
+    CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Transaction,
+};
+use super::policy::{Limit, Limits};
 use super::replay::{Obstacle, Replay};
-use super::time::{Timestamp, in_words};
+use super::time::{Timestamp, in_bytes, in_words};
 use super::upstream::Upstream;
 use super::watch::Watch;
 
@@ -54,7 +60,79 @@ fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> String {
 }
 
 /// On a creation that goes on.
-pub fn on_creation(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
+pub fn on_creation(
+    episode: &Episode,
+    watch: &Watch,
+    role: Role,
+    limits: &Limits,
+    now: Timestamp,
+) -> Advice {
+    let advice = on_wait(episode, watch, role, now);
+    match episode.abandoned {
+        Some(since) => on_abandoned(episode, advice, since, limits, now),
+        None => with_limits(episode, advice, limits),
+    }
+}
+
+/// Nobody waits for it any more, whatever it waits for itself.
+fn on_abandoned(
+    episode: &Episode,
+    advice: Advice,
+    since: Timestamp,
+    limits: &Limits,
+    now: Timestamp,
+) -> Advice {
+    let pid = episode.creator.pid;
+    let gone = format!(
+        "Its client closed the connection {} ago",
+        in_words(now.since(since))
+    );
+    let (end, hint) = if limits.cancel_abandoned {
+        let after = in_words(ABANDONED_FOR);
+        let end = format!("slot_self_heal cancels the creation {after} after it");
+        (end, None)
+    } else {
+        let end = "should the creation ever be over, the slot would stay, and hold back WAL for \
+                   nobody";
+        let hint = format!(
+            "SELECT pg_cancel_backend({pid}); -- ends the creation, and the slot is gone\n\
+             ALTER SYSTEM SET slot_self_heal.cancel_abandoned = on; SELECT pg_reload_conf(); -- \
+             does so by itself"
+        );
+        (end.to_owned(), Some(hint))
+    };
+    Advice {
+        detail: Some(match advice.detail {
+            Some(detail) => format!("{gone}; {end}. {detail}"),
+            None => format!("{gone}; {end}."),
+        }),
+        hint,
+    }
+}
+
+/// Says which limits end it.
+fn with_limits(episode: &Episode, mut advice: Advice, limits: &Limits) -> Advice {
+    let Some(detail) = &mut advice.detail else {
+        return advice;
+    };
+    if let Limit::Above(limit) = limits.timeout_of(&episode.own_limits) {
+        detail.push_str(&format!(
+            " It is cancelled after {} (slot_self_heal.creation_timeout).",
+            in_words(limit)
+        ));
+    }
+    if let Limit::Above(limit) = limits.wal_of(&episode.own_limits) {
+        detail.push_str(&format!(
+            " It is cancelled when it holds back more than {} of WAL \
+             (slot_self_heal.max_retained_wal).",
+            in_bytes(limit)
+        ));
+    }
+    advice
+}
+
+/// On what a creation waits for.
+pub fn on_wait(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> Advice {
     match (episode.state, role) {
         (State::WaitingForTransactions, _) => on_blockers(episode, watch, role, now),
         (State::WaitingForRecord, Role::Primary) => Advice {
@@ -70,7 +148,10 @@ pub fn on_creation(episode: &Episode, watch: &Watch, role: Role, now: Timestamp)
             detail: Some("Reads the WAL that was written while it waited.".into()),
             hint: None,
         },
-        (State::Starting | State::Ready | State::NotSyncReady | State::Lost, _) => Advice {
+        (
+            State::Starting | State::Ready | State::Abandoned | State::NotSyncReady | State::Lost,
+            _,
+        ) => Advice {
             detail: Some("The creation has begun, and nothing is known to be wrong.".into()),
             hint: None,
         },
@@ -285,6 +366,8 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
         };
     };
     let count = episode.blockers.len() + episode.more_blockers;
+    let spared = spared(oldest);
+    let oldest = &oldest.transaction;
     let whose = describe(oldest, now);
     let kin = match kinship(&episode.creator, oldest) {
         Kinship::None => "",
@@ -295,21 +378,19 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
         Role::Primary => "",
         Role::Standby => " on the primary",
     };
+    let xid = oldest.xid;
     let detail = if count == 1 {
-        format!(
-            "Waits for transaction {}{place} to end: {whose}{kin}.",
-            oldest.xid
-        )
+        format!("Waits for transaction {xid}{place} to end: {whose}{kin}.{spared}")
     } else {
         format!(
-            "Waits for {count} transactions{place} to end, the oldest of them {}: {whose}{kin}.",
-            oldest.xid
+            "Waits for {count} transactions{place} to end, the oldest of them {xid}: \
+             {whose}{kin}.{spared}"
         )
     };
     let mut hint: Vec<String> = blockers
         .iter()
         .take(REMEDIES)
-        .map(|blocker| remedy(episode, blocker, role, now))
+        .map(|blocker| remedy(episode, &blocker.transaction, role, now))
         .collect();
     if count > REMEDIES {
         hint.push(format!(
@@ -332,9 +413,31 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     }
 }
 
+/// Why slot_self_heal does not end it, where the settings would let it.
+fn spared(blocker: &Blocker) -> String {
+    match (&blocker.guard, blocker.told) {
+        (Some(guard), _) => format!(" slot_self_heal does not end it: {guard}."),
+        (None, Some(Ending::Cancel)) => " slot_self_heal has cancelled its statement.".to_owned(),
+        (None, Some(Ending::Terminate)) => " slot_self_heal has told it to end.".to_owned(),
+        (None, None) => String::new(),
+    }
+}
+
+/// Who creates a slot: `walsender, application debezium, client 10.0.0.5`.
+pub fn describe_creator(creator: &CreatorIdentity) -> String {
+    let mut who = vec![creator.backend_type.clone()];
+    if !creator.application_name.is_empty() {
+        who.push(format!("application {}", creator.application_name));
+    }
+    if let Some(address) = &creator.client_addr {
+        who.push(format!("client {address}"));
+    }
+    who.join(", ")
+}
+
 /// Who holds a transaction: `pid 123 (role app, database shop, application psql), idle in
 /// transaction for 5 min 2 s`.
-fn describe(blocker: &Transaction, now: Timestamp) -> String {
+pub fn describe(blocker: &Transaction, now: Timestamp) -> String {
     let who: Vec<String> = [
         ("role", &blocker.usename),
         ("database", &blocker.database),
@@ -374,7 +477,7 @@ fn doing(blocker: &Transaction, now: Timestamp) -> String {
 }
 
 /// The statement that ends a blocker, where to run it and what to know before.
-fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> String {
+pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> String {
     let doing = doing(blocker, now);
     let place = match role {
         Role::Primary => "",
@@ -442,12 +545,19 @@ fn quote_literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
+    use super::super::policy::Policy;
     use super::*;
 
     fn advice(transactions: Vec<Transaction>) -> (String, String) {
         let watch = watching(transactions);
         let episode = watch.episodes.values().next().expect("an episode");
-        let advice = on_creation(episode, &watch, Role::Primary, at(200_000));
+        let advice = on_creation(
+            episode,
+            &watch,
+            Role::Primary,
+            &Policy::default().limits,
+            at(200_000),
+        );
         (
             advice.detail.expect("a detail"),
             advice.hint.expect("a hint"),

@@ -1,25 +1,26 @@
 //! What to do about the creations that go on.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::diagnosis::State;
 use super::episode::Episode;
+use super::limit::{self, Reason};
 use super::observation::{Observation, Role, SlotName};
+use super::policy::Policy;
 use super::watch::Watch;
+use super::xid::Xid;
 
 /// How often the upstream is asked which transactions run while a creation waits for some.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the operator allows, from the settings.
-#[derive(Clone, Copy, Debug)]
-pub struct Policy {
-    /// `slot_self_heal.nudge_interval`
-    pub nudge_interval: Duration,
-}
-
 /// Something to be done to the server.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Cancel a creation.
+    Cancel(SlotName, Reason),
+    /// End these transactions, if no guard forbids it; on a standby, ask the primary to.
+    EndBlockers(Vec<Xid>),
     /// Write one running-xacts record, which serves all these creations.
     WriteRecord(Vec<SlotName>),
     /// Ask the upstream for one.
@@ -28,8 +29,54 @@ pub enum Action {
     AskForNews,
 }
 
-/// The action that the last scan calls for.
-pub fn decide(watch: &Watch, observation: &Observation, policy: &Policy) -> Option<Action> {
+/// The actions that the last scan calls for.
+pub fn decide(watch: &Watch, observation: &Observation, policy: &Policy) -> Vec<Action> {
+    let mut actions = cancellations(watch, observation, policy);
+    let ends: BTreeSet<&SlotName> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Cancel(slot, _) => Some(slot),
+            _ => None,
+        })
+        .collect();
+    let due = due_blockers(watch, observation, policy, &ends);
+    let record = record(watch, observation, policy);
+    actions.extend((!due.is_empty()).then_some(Action::EndBlockers(due)));
+    actions.extend(record);
+    actions
+}
+
+fn cancellations(watch: &Watch, observation: &Observation, policy: &Policy) -> Vec<Action> {
+    watch
+        .episodes
+        .values()
+        .filter_map(|episode| {
+            let reason = limit::exceeded(episode, &policy.limits, observation)?;
+            Some(Action::Cancel(episode.slot.clone(), reason))
+        })
+        .collect()
+}
+
+/// Those that hold up a creation whose end somebody waits for.
+fn due_blockers(
+    watch: &Watch,
+    observation: &Observation,
+    policy: &Policy,
+    ends: &BTreeSet<&SlotName>,
+) -> Vec<Xid> {
+    let matters = |episode: &&Episode| {
+        episode.abandoned.is_none() && episode.cancelled.is_none() && !ends.contains(&episode.slot)
+    };
+    watch
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.is_due(&policy.blockers, observation))
+        .map(|blocker| blocker.xid())
+        .filter(|xid| watch.blocked_by(*xid).any(|episode| matters(&episode)))
+        .collect()
+}
+
+fn record(watch: &Watch, observation: &Observation, policy: &Policy) -> Option<Action> {
     let interval = policy.nudge_interval;
     let creations = watch
         .episodes
@@ -76,12 +123,14 @@ fn needs_news(watch: &Watch, observation: &Observation, interval: Duration) -> b
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
+    use super::super::guard::{Ending, Guard};
     use super::super::observation::CreatorWait;
+    use super::super::policy::{BlockerAction, Limit};
     use super::*;
 
-    const POLICY: Policy = Policy {
-        nudge_interval: Duration::from_secs(10),
-    };
+    fn decided(watch: &Watch, observation: &Observation) -> Vec<Action> {
+        decide(watch, observation, &Policy::default())
+    }
 
     #[test]
     fn one_record_serves_every_slot_that_needs_it() {
@@ -90,12 +139,12 @@ mod tests {
         let mut watch = Watch::default();
         let waiting = observation(0, slots(CreatorWait::Transaction), vec![session(700, 1)]);
         watch.update(&waiting);
-        assert_eq!(decide(&watch, &waiting, &POLICY), None);
+        assert_eq!(decided(&watch, &waiting), []);
 
         let freed = observation(20, slots(CreatorWait::Wal), Vec::new());
         watch.update(&freed);
         let expected = Action::WriteRecord(names.map(SlotName::new).to_vec());
-        assert_eq!(decide(&watch, &freed, &POLICY), Some(expected));
+        assert_eq!(decided(&watch, &freed), [expected]);
     }
 
     #[test]
@@ -104,7 +153,7 @@ mod tests {
         let quiet = standby(0, vec![building("x", CreatorWait::Working)], 1000);
         watch.update(&quiet);
         let expected = Action::AskForRecord(vec![SlotName::new("x")]);
-        assert_eq!(decide(&watch, &quiet, &POLICY), Some(expected));
+        assert_eq!(decided(&watch, &quiet), [expected]);
     }
 
     #[test]
@@ -113,15 +162,74 @@ mod tests {
         let slots = || vec![building("x", CreatorWait::Working)];
         let mut busy = standby(0, slots(), 990);
         watch.update(&busy);
-        assert_eq!(decide(&watch, &busy, &POLICY), Some(Action::AskForNews));
+        assert_eq!(decided(&watch, &busy), [Action::AskForNews]);
 
         busy.learn(Some(look(0, vec![session(990, 1)]).into()));
         watch.update(&busy);
-        assert_eq!(decide(&watch, &busy, &POLICY), None);
+        assert_eq!(decided(&watch, &busy), []);
 
         let mut later = standby(1000, slots(), 990);
         later.learn(Some(look(0, vec![session(990, 1)]).into()));
         watch.update(&later);
-        assert_eq!(decide(&watch, &later, &POLICY), Some(Action::AskForNews));
+        assert_eq!(decided(&watch, &later), [Action::AskForNews]);
+    }
+
+    /// What is decided when `x` and `y` have waited for so long for the same session.
+    fn after(milliseconds: i64, change: impl Fn(&mut Policy)) -> Vec<Action> {
+        let mut policy = Policy::default();
+        policy.blockers.action = BlockerAction::Terminate;
+        change(&mut policy);
+        let mut watch = Watch::default();
+        let mut actions = Vec::new();
+        for at in [0, milliseconds] {
+            let slots = ["x", "y"].map(|name| building(name, CreatorWait::Transaction));
+            let seen = observation(at, slots.to_vec(), vec![session(700, 1)]);
+            watch.update(&seen);
+            actions = decide(&watch, &seen, &policy);
+        }
+        actions
+    }
+
+    #[test]
+    fn a_blocker_is_due_after_its_grace() {
+        let due = vec![Action::EndBlockers(vec![xid(700)])];
+        assert_eq!(after(299_999, |_| {}), []);
+        assert_eq!(after(300_000, |_| {}), due);
+        let report = |policy: &mut Policy| policy.blockers.action = BlockerAction::Report;
+        assert_eq!(after(300_000, report), []);
+    }
+
+    #[test]
+    fn a_creation_that_is_cancelled_costs_no_blocker_its_session() {
+        let timeout = Duration::from_secs(300);
+        let actions = after(300_000, |policy| {
+            policy.limits.creation_timeout = Limit::Above(timeout);
+        });
+        let cancel = |name| Action::Cancel(SlotName::new(name), Reason::Timeout(timeout));
+        assert_eq!(actions, [cancel("x"), cancel("y")]);
+    }
+
+    #[test]
+    fn a_blocker_is_told_once_and_judged_now_and_then() {
+        let mut policy = Policy::default();
+        policy.blockers.action = BlockerAction::Terminate;
+        let mut watch = Watch::default();
+        let mut judged = Vec::new();
+        for second in (0..=305).chain(310..320) {
+            let slots = vec![building("x", CreatorWait::Transaction)];
+            let seen = observation(second * 1000, slots, vec![session(700, 1)]);
+            watch.update(&seen);
+            if !decide(&watch, &seen, &policy).is_empty() {
+                judged.push(second);
+                let blocker = watch.blocker_mut(xid(700)).expect("a blocker");
+                if second < 304 {
+                    let news = blocker.was_spared(Guard::Superuser, seen.at);
+                    assert_eq!(news, second == 300);
+                } else {
+                    blocker.was_told(Ending::Terminate, seen.at);
+                }
+            }
+        }
+        assert_eq!(judged, [300, 301, 302, 303, 304]);
     }
 }

@@ -28,6 +28,8 @@ pub enum State {
     WaitingForReplay,
     /// On a standby: replay waits for the creator itself.
     BlockingReplay,
+    /// Its client is gone. What it waits for besides is remembered all the same.
+    Abandoned,
     NotSyncReady,
     Lost,
 }
@@ -41,6 +43,7 @@ impl State {
             Self::WaitingForRecord => "waiting_for_record",
             Self::WaitingForReplay => "waiting_for_replay",
             Self::BlockingReplay => "blocking_replay",
+            Self::Abandoned => "abandoned",
             Self::NotSyncReady => "not_sync_ready",
             Self::Lost => "lost",
         }

@@ -1,13 +1,16 @@
 //! One creation of a slot, from its first sight to its end.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::diagnosis::{self, State};
+use super::limit::Cancelled;
 use super::observation::{
-    Creator, CreatorIdentity, CreatorWait, Observation, Role, Slot, SlotName,
+    Connection, Creator, CreatorIdentity, CreatorWait, Observation, Role, Slot, SlotName,
 };
+use super::policy::OwnLimits;
 use super::replay::Obstacle;
 use super::schedule::{Schedule, Waiting};
 use super::time::Timestamp;
@@ -28,11 +31,22 @@ pub struct Episode {
     pub creator: CreatorIdentity,
     /// When it was first seen.
     pub started: Timestamp,
+    /// What it waits for, whether or not somebody waits for it: never [`State::Abandoned`].
     pub state: State,
     pub state_since: Timestamp,
+    /// When its client was first seen to be gone.
+    pub abandoned: Option<Timestamp>,
+    /// What was last done to end it.
+    pub cancelled: Option<Cancelled>,
+    pub own_limits: OwnLimits,
+    pub retained_wal: Option<i64>,
+    /// The most bytes of WAL that it was seen to hold back.
+    pub max_retained_wal: i64,
     /// As in [`diagnosis::Diagnosis`].
     pub blockers: Vec<Xid>,
-    /// How many of them were left out where there was not room for all.
+    /// Transactions that were blockers and are no more.
+    pub past_blockers: Vec<Xid>,
+    /// How many blockers were left out where there was not room for all.
     pub more_blockers: usize,
     /// As in [`diagnosis::Diagnosis`].
     pub obstacle: Option<Obstacle>,
@@ -51,6 +65,7 @@ pub struct Episode {
     promoted: Option<Timestamp>,
     last_seen: Timestamp,
     told: Option<Told>,
+    told_abandoned: bool,
 }
 
 /// A running-xacts record that we wrote.
@@ -99,7 +114,13 @@ impl Episode {
             started: now,
             state: State::Starting,
             state_since: now,
+            abandoned: None,
+            cancelled: None,
+            own_limits: creator.own_limits,
+            retained_wal: None,
+            max_retained_wal: 0,
             blockers: Vec::new(),
+            past_blockers: Vec::new(),
             more_blockers: 0,
             schedule: None,
             nudges: 0,
@@ -109,6 +130,7 @@ impl Episode {
             wait: creator.wait,
             last_seen: now,
             told: None,
+            told_abandoned: false,
         }
     }
 
@@ -119,9 +141,21 @@ impl Episode {
             && (self.restart_lsn.is_none() || self.restart_lsn == slot.restart_lsn)
     }
 
+    /// The state that people are shown, and since when.
+    pub fn shown_state(&self) -> (State, Timestamp) {
+        match self.abandoned {
+            Some(since) => (State::Abandoned, since),
+            None => (self.state, self.state_since),
+        }
+    }
+
     /// The server's role when it was last seen.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    pub fn restart_lsn(&self) -> Option<Lsn> {
+        self.restart_lsn
     }
 
     /// Whether it began on a standby that was promoted so long ago.
@@ -137,7 +171,7 @@ impl Episode {
 
     /// Whether the log was told that it waits.
     pub fn was_told(&self) -> bool {
-        self.told.is_some()
+        self.told.is_some() || self.told_abandoned
     }
 
     /// Whether it was seen by more than one scan.
@@ -152,7 +186,11 @@ impl Episode {
             State::WaitingForTransactions => self.waited.for_transactions += passed,
             State::WaitingForRecord => self.waited.for_record += passed,
             State::WaitingForReplay | State::BlockingReplay => self.waited.for_replay += passed,
-            State::Starting | State::Ready | State::NotSyncReady | State::Lost => {}
+            State::Starting
+            | State::Ready
+            | State::Abandoned
+            | State::NotSyncReady
+            | State::Lost => {}
         }
         self.last_seen = now;
     }
@@ -168,6 +206,13 @@ impl Episode {
         self.pass(now);
         self.restart_lsn = slot.restart_lsn;
         self.wait = creator.wait;
+        self.own_limits = creator.own_limits;
+        self.retained_wal = slot.retained_wal;
+        self.max_retained_wal = self.max_retained_wal.max(slot.retained_wal.unwrap_or(0));
+        self.abandoned = match creator.connection {
+            Connection::Closed => self.abandoned.or(Some(now)),
+            Connection::Open | Connection::Unknown => None,
+        };
         self.follow(slot, observation, sent);
 
         let diagnosis = diagnosis::diagnose(creator, self, observation);
@@ -175,7 +220,12 @@ impl Episode {
             self.state = diagnosis.state;
             self.state_since = now;
         }
-        self.blockers = diagnosis.blockers;
+        if self.blockers != diagnosis.blockers {
+            let now: HashSet<Xid> = diagnosis.blockers.iter().copied().collect();
+            self.past_blockers.append(&mut self.blockers);
+            self.past_blockers.retain(|xid| !now.contains(xid));
+            self.blockers = diagnosis.blockers;
+        }
         self.more_blockers = 0;
         self.obstacle = diagnosis.obstacle;
     }
@@ -222,6 +272,10 @@ impl Episode {
 
     /// Whether a record would serve this creation now.
     pub fn wants_record(&self, observation: &Observation, nudge_interval: Duration) -> bool {
+        // A slot that became usable without a client would stay behind, and hold WAL back for ever.
+        if self.abandoned.is_some() || self.cancelled.is_some() {
+            return false;
+        }
         let waiting = match (observation.role, self.wait) {
             (Role::Primary, CreatorWait::Transaction) => Waiting::ForTransaction,
             // It has WAL to read; whether it needs a record shows when it has read it.
@@ -272,6 +326,7 @@ impl Episode {
                 | State::WaitingForRecord
                 | State::Starting
                 | State::Ready
+                | State::Abandoned
                 | State::NotSyncReady
                 | State::Lost,
                 _,
@@ -291,6 +346,20 @@ impl Episode {
             pause,
         });
         Some(telling)
+    }
+
+    /// Whether to say that its client is gone: once.
+    pub(super) fn tells_of_abandonment(&mut self) -> bool {
+        let lasts = |since: Timestamp| self.last_seen.since(since) >= RETELL;
+        !self.told_abandoned && self.abandoned.is_some_and(lasts) && {
+            self.told_abandoned = true;
+            true
+        }
+    }
+
+    /// Whether this transaction blocks it or did.
+    pub fn was_blocked_by(&self, xid: Xid) -> bool {
+        self.blockers.contains(&xid) || self.past_blockers.contains(&xid)
     }
 
     /// Whether this slot, which is usable now, is what the creation made.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::observation::*;
+use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
 use super::upstream::Look;
@@ -32,6 +33,9 @@ pub fn creator() -> Creator {
             client_addr: Some("10.0.0.5".into()),
         },
         wait: CreatorWait::Transaction,
+        client_port: Some(50_000),
+        connection: Connection::Open,
+        own_limits: OwnLimits::default(),
     }
 }
 
@@ -42,6 +46,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         plugin: "pgoutput".into(),
         restart_lsn: Some(Lsn::new(1 << 24)),
         catalog_xmin: Some(xid(1000)),
+        active: matches!(progress, Progress::Building(_)),
         progress,
         retained_wal: Some(56),
         wal_status: Some("reserved".into()),

@@ -13,14 +13,18 @@
 #![forbid(unsafe_code)]
 
 pub mod advice;
+pub mod blocker;
 pub mod copy;
 pub mod decision;
 pub mod diagnosis;
 pub mod episode;
 #[cfg(test)]
 mod fixtures;
+pub mod guard;
 pub mod history;
+pub mod limit;
 pub mod observation;
+pub mod policy;
 pub mod replay;
 pub mod schedule;
 pub mod status;

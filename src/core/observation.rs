@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::guard::{Ending, Standing, Verdict};
+use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
 use super::upstream::{Introduction, Look, RemoteSlot};
@@ -170,6 +172,8 @@ pub struct Slot {
     pub restart_lsn: Option<Lsn>,
     pub catalog_xmin: Option<Xid>,
     pub progress: Progress,
+    /// Whether a process holds it: its creator, or the walsender of its consumer.
+    pub active: bool,
     /// Bytes of WAL held back; `None` before WAL was reserved and once it is lost.
     pub retained_wal: Option<i64>,
     pub wal_status: Option<String>,
@@ -177,6 +181,19 @@ pub struct Slot {
     pub synced: bool,
     /// Bytes that may still be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
+}
+
+impl Slot {
+    /// Who creates it, if somebody does.
+    pub fn creator(&mut self) -> Option<&mut Creator> {
+        match &mut self.progress {
+            Progress::Building(creator) => Some(creator),
+            Progress::Usable
+            | Progress::LeftBehind(_)
+            | Progress::NotSyncReady
+            | Progress::Invalidated(_) => None,
+        }
+    }
 }
 
 /// How far a slot has come.
@@ -201,6 +218,18 @@ pub enum Progress {
 pub struct Creator {
     pub identity: CreatorIdentity,
     pub wait: CreatorWait,
+    /// As in `pg_stat_activity`: -1 for a Unix-domain socket, `None` without a client.
+    pub client_port: Option<i32>,
+    pub connection: Connection,
+    pub own_limits: OwnLimits,
+}
+
+/// Whether the client's end of a creator's connection is still open, as far as the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    Open,
+    Closed,
+    Unknown,
 }
 
 /// What stays the same of a creator for as long as it lives.
@@ -308,6 +337,13 @@ impl Transaction {
         }
     }
 
+    /// Keeps so many bytes of the query at most.
+    pub fn cut_query(&mut self, limit: usize) {
+        if let Some(query) = &mut self.query {
+            query.truncate(query.floor_char_boundary(limit));
+        }
+    }
+
     pub fn pid(&self) -> Option<Pid> {
         match self.holder {
             Holder::Session(pid) | Holder::Autovacuum(pid) => Some(pid),
@@ -389,6 +425,7 @@ impl<'a> Row<'a> {
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
             synced: self.required("synced")?,
+            active: self.peek("creator_pid").is_some(),
             progress: self.progress()?,
         })
     }
@@ -434,6 +471,10 @@ impl<'a> Row<'a> {
         let wait_event = self.text("creator_wait_event")?;
         Ok(Creator {
             wait: CreatorWait::from_activity(&backend_type, &wait_event_type, &wait_event),
+            client_port: self.optional("creator_client_port")?,
+            // Neither is known to SQL.
+            connection: Connection::Unknown,
+            own_limits: OwnLimits::default(),
             identity: CreatorIdentity {
                 pid,
                 backend_start: self.timestamp("creator_start")?,
@@ -441,6 +482,30 @@ impl<'a> Row<'a> {
                 application_name: self.text("creator_application")?,
                 client_addr: self.optional("creator_client_addr")?,
             },
+        })
+    }
+
+    /// Reads a row of `sql/own_limits.sql`: the creator, `creation_timeout`, `max_retained_wal`.
+    #[allow(clippy::type_complexity)]
+    pub fn into_own_limits(
+        mut self,
+    ) -> Result<(Pid, Option<String>, Option<String>), UnreadableRow> {
+        Ok((
+            self.pid("pid")?.ok_or(UnreadableRow { column: "pid" })?,
+            self.optional("creation_timeout")?,
+            self.optional("max_retained_wal")?,
+        ))
+    }
+
+    /// Reads what a primary answers to a request to end a blocker.
+    pub fn into_verdict(mut self) -> Result<Verdict, UnreadableRow> {
+        let action = self.text("action")?;
+        Ok(Verdict {
+            xid: self.required("xid")?,
+            ending: Ending::ALL
+                .into_iter()
+                .find(|ending| ending.as_str() == action),
+            reason: self.text("reason")?,
         })
     }
 
@@ -478,6 +543,7 @@ impl<'a> Row<'a> {
             extension_schema: self.optional("extension_schema")?,
             may_use_schema: self.required("may_use_schema")?,
             may_use_extension: self.required("may_use_extension")?,
+            may_end_blockers: self.optional("may_end_blockers")?,
             may_use_core: self.optional("may_use_core")?,
             sees_all: self.required("sees_all")?,
             position: self.optional("position")?,
@@ -499,6 +565,17 @@ impl<'a> Row<'a> {
         Ok((self.required("lsn")?, self.required("next_xid")?))
     }
 
+    /// Reads a row of `sql/standing.sql`.
+    pub fn into_standing(mut self) -> Result<Standing, UnreadableRow> {
+        Ok(Standing {
+            xid: self.required("xid")?,
+            backend_type: self.text("backend_type")?,
+            is_superuser: self.required("is_superuser")?,
+            protected_as: self.optional("protected_as")?,
+            unknown_roles: self.optional("unknown_roles")?,
+        })
+    }
+
     /// Reads a row of `sql/transactions.sql`.
     pub fn into_transaction(mut self) -> Result<Transaction, UnreadableRow> {
         let backend_type = self.text("backend_type")?;
@@ -509,11 +586,7 @@ impl<'a> Row<'a> {
             (None, Some(gid)) => Holder::Prepared { gid },
             (None, None) => return Err(UnreadableRow { column: "pid" }),
         };
-        let mut query: Option<String> = self.optional("query")?;
-        if let Some(query) = &mut query {
-            query.truncate(query.floor_char_boundary(QUERY_LIMIT));
-        }
-        Ok(Transaction {
+        let mut transaction = Transaction {
             xid: self.required("xid")?,
             holder,
             database: self.optional("database")?,
@@ -524,11 +597,13 @@ impl<'a> Row<'a> {
             state_since: self.timestamp("state_since")?,
             started: self.timestamp("started")?,
             xact_start: self.optional("xact_start")?,
-            query,
+            query: self.optional("query")?,
             waits_for_walsender: wait_event
                 .to_ascii_lowercase()
                 .starts_with("libpqwalreceiver"),
-        })
+        };
+        transaction.cut_query(QUERY_LIMIT);
+        Ok(transaction)
     }
 }
 
@@ -554,6 +629,7 @@ mod tests {
         ("creator_type", Some("walsender")),
         ("creator_application", Some("sub")),
         ("creator_client_addr", None),
+        ("creator_client_port", Some("-1")),
         ("creator_start", Some("5")),
         ("creator_state", Some("active")),
         ("creator_has_xid", Some("false")),

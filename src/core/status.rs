@@ -4,10 +4,12 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::advice::{self, Advice};
+use super::blocker::Blocker;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::{Episode, Nudge};
 use super::history::{Finished, Outcome};
 use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
+use super::policy::Limits;
 use super::time::Timestamp;
 use super::watch::Watch;
 
@@ -42,6 +44,7 @@ pub struct Known {
     pub finished: Vec<Finished>,
     pub worker: Worker,
     pub role: Role,
+    pub limits: Limits,
 }
 
 /// Tells the status of a slot from the server's own view of it and from what the worker knows.
@@ -79,22 +82,17 @@ fn bare(slot: Slot, state: State) -> Status {
 }
 
 fn of_episode(slot: Slot, episode: &Episode, known: &Known, now: Timestamp) -> Status {
-    let blockers = known.watch.blockers_of(episode);
-    let blockers = blockers
-        .into_iter()
-        .map(|transaction| Blocker::new(transaction, &episode.creator))
-        .filter_map(|blocker| serde_json::to_value(blocker).ok())
-        .collect();
+    let (state, state_since) = episode.shown_state();
     Status {
         slot,
-        state: episode.state,
-        state_since: Some(episode.state_since),
+        state,
+        state_since: Some(state_since),
         creation_started: Some(episode.started),
         creator: Some(episode.creator.clone()),
-        blockers: Value::Array(blockers),
+        blockers: blockers_as_json(known.watch.blockers_of(episode), &episode.creator),
         nudges: episode.nudges,
         last_nudge: episode.last_nudge,
-        advice: advice::on_creation(episode, &known.watch, known.role, now),
+        advice: advice::on_creation(episode, &known.watch, known.role, &known.limits, now),
     }
 }
 
@@ -160,9 +158,21 @@ fn of_copy(slot: Slot, known: &Known) -> Status {
     }
 }
 
+/// The column `blockers`.
+pub fn blockers_as_json<'a>(
+    blockers: impl IntoIterator<Item = &'a Blocker>,
+    creator: &CreatorIdentity,
+) -> Value {
+    blockers
+        .into_iter()
+        .map(|blocker| Element::new(&blocker.transaction, creator))
+        .filter_map(|element| serde_json::to_value(element).ok())
+        .collect()
+}
+
 /// An element of the column `blockers`.
 #[derive(Serialize)]
-struct Blocker<'a> {
+struct Element<'a> {
     xid: u32,
     pid: Option<i32>,
     gid: Option<&'a str>,
@@ -176,7 +186,7 @@ struct Blocker<'a> {
     is_creator_peer: bool,
 }
 
-impl<'a> Blocker<'a> {
+impl<'a> Element<'a> {
     fn new(transaction: &'a Transaction, creator: &CreatorIdentity) -> Self {
         Self {
             xid: transaction.xid.get(),
@@ -198,6 +208,7 @@ impl<'a> Blocker<'a> {
 mod tests {
     use super::super::fixtures::*;
     use super::super::observation::CreatorWait;
+    use super::super::policy::Policy;
     use super::super::xid::Lsn;
     use super::*;
 
@@ -207,6 +218,7 @@ mod tests {
             finished: Vec::new(),
             worker,
             role: Role::Primary,
+            limits: Policy::default().limits,
         }
     }
 
@@ -268,6 +280,7 @@ mod tests {
             outcome: Outcome::Ready,
             restart_lsn: Some(Lsn::new(1 << 24)),
             episode,
+            blockers: Vec::new(),
         }];
         let ready = |name| status(slot(name, Progress::Usable), &known, at(1000));
         assert_eq!(

@@ -41,6 +41,25 @@ pub fn in_words(duration: Duration) -> String {
     }
 }
 
+/// An amount of WAL as Postgres would write it, rounded: `96 MB`, `1.5 GB`.
+pub fn in_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["bytes", "kB", "MB", "GB"];
+    let mut unit = UNITS[0];
+    let mut rest = 0;
+    let mut amount = bytes;
+    for larger in &UNITS[1..] {
+        if amount < 1024 {
+            break;
+        }
+        (amount, rest, unit) = (amount / 1024, amount % 1024 * 10 / 1024, larger);
+    }
+    if rest > 0 && amount < 10 {
+        format!("{amount}.{rest} {unit}")
+    } else {
+        format!("{amount} {unit}")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +72,15 @@ mod tests {
             Duration::ZERO
         );
         assert_eq!(Timestamp(9).since(Timestamp(5)), Duration::from_micros(4));
+    }
+
+    #[test]
+    fn bytes_have_a_unit() {
+        assert_eq!(in_bytes(56), "56 bytes");
+        assert_eq!(in_bytes(1023 << 10), "1023 kB");
+        assert_eq!(in_bytes(3 << 19), "1.5 MB");
+        assert_eq!(in_bytes(96 << 20), "96 MB");
+        assert_eq!(in_bytes(2 << 40), "2048 GB");
     }
 
     #[test]

@@ -213,6 +213,8 @@ pub struct Introduction {
     /// That schema, and the extension's function in it.
     pub may_use_schema: bool,
     pub may_use_extension: bool,
+    /// `slot_self_heal_end_blocker()`; `None` where there is no such function.
+    pub may_end_blockers: Option<bool>,
     /// `None` before PostgreSQL 16, which has no such function.
     pub may_use_core: Option<bool>,
     pub sees_all: bool,
@@ -241,6 +243,35 @@ impl Introduction {
                 (Some(false), None) => Err(self.not_permitted(&Writer::Core)),
                 (None, None) => Err(Problem::too_old(&self.version, &self.database)),
             },
+        }
+    }
+
+    /// The schema of the function that ends blockers there.
+    pub fn blocker_ender(&self) -> Result<&str, Problem> {
+        let Self { role, database, .. } = self;
+        match (&self.extension_schema, self.may_end_blockers) {
+            _ if self.in_recovery => Err(Problem::is_standby(database)),
+            (Some(schema), Some(true)) if self.may_use_schema => Ok(schema),
+            (Some(schema), Some(_)) => Err(Problem {
+                kind: Kind::NotPermitted,
+                message: format!(
+                    "role {role} may not execute {schema}.slot_self_heal_end_blocker(xid, interval) \
+                     in database \"{database}\" of the upstream"
+                ),
+                hint: format!(
+                    "GRANT EXECUTE ON FUNCTION {schema}.slot_self_heal_end_blocker(xid, interval) TO \
+                     {role}; -- on the primary, in database {database}, if this standby may have \
+                     blockers ended there by the primary's rules"
+                ),
+            }),
+            (_, None) | (None, _) => Err(Problem {
+                kind: Kind::NotConfigured,
+                message: "the primary has no slot_self_heal_end_blocker(xid, interval)".into(),
+                hint: format!(
+                    "CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}, with \
+                     slot_self_heal preloaded there"
+                ),
+            }),
         }
     }
 
@@ -518,6 +549,7 @@ mod tests {
             extension_schema: Some("public".into()),
             may_use_schema: true,
             may_use_extension: true,
+            may_end_blockers: Some(true),
             may_use_core: Some(true),
             sees_all: false,
             position: Some(Lsn::new(100)),
@@ -546,6 +578,7 @@ mod tests {
         let problem = |introduction: Introduction| introduction.writer().expect_err("a problem");
         let neither = problem(Introduction {
             may_use_extension: false,
+            may_end_blockers: Some(true),
             may_use_core: Some(false),
             role: "\"It's\"".into(),
             ..introduction()

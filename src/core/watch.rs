@@ -1,23 +1,29 @@
 //! Every creation that goes on, from one scan to the next.
 
-use std::collections::{BTreeMap, HashSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::blocker::Blocker;
 use super::copy::UnreadyCopy;
 use super::episode::{Episode, Nudge, Telling};
-use super::history::{Finished, Outcome};
-use super::observation::{CreatorWait, Observation, Progress, Role, SlotName, Transaction};
+use super::history::{Finished, REMEMBERED};
+use super::limit::{Cancelled, Reason};
+use super::observation::{CreatorWait, Observation, Progress, Role, Slot, SlotName};
 use super::replay::Replay;
 use super::time::Timestamp;
 use super::upstream::{Record, Upstream};
-use super::xid::{Lsn, Xid};
+use super::xid::Xid;
 
 /// What is worth saying about a creation.
 #[derive(Debug)]
 pub enum Change {
     /// It waits, or waits for others than it was last said.
     Waits(Telling, SlotName),
+    /// Its client is gone.
+    Abandoned(SlotName),
     /// It is over; what was known of it last.
     Ended(Box<Finished>),
 }
@@ -35,8 +41,8 @@ pub struct Sent {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Watch {
     pub episodes: BTreeMap<SlotName, Episode>,
-    /// The blockers of all episodes together, oldest first, as the last scan saw them.
-    pub blockers: Vec<Transaction>,
+    /// The blockers of all episodes together, present and past, oldest first.
+    pub blockers: Vec<Blocker>,
     /// How many episodes were left out where there was not room for all.
     pub more_episodes: usize,
     /// A standby's copies of slots that are not ready yet.
@@ -55,6 +61,7 @@ impl Watch {
         let mut before = std::mem::take(&mut self.episodes);
         let mut copies_before = std::mem::take(&mut self.copies);
         self.learn(observation);
+        let now = observation.at;
         let mut changes = Vec::new();
         for slot in &observation.slots {
             let remembered = before.remove(&slot.name);
@@ -63,7 +70,7 @@ impl Watch {
                     let mut episode = match remembered {
                         Some(episode) if episode.is_creation_of(slot, creator) => episode,
                         Some(other) => {
-                            changes.push(ended(other, Outcome::Gone, None, observation.at));
+                            changes.push(self.ended(other, None, now));
                             Episode::begin(slot, creator, observation)
                         }
                         None => Episode::begin(slot, creator, observation),
@@ -72,15 +79,13 @@ impl Watch {
                     if let Some(telling) = episode.telling() {
                         changes.push(Change::Waits(telling, slot.name.clone()));
                     }
+                    if episode.tells_of_abandonment() {
+                        changes.push(Change::Abandoned(slot.name.clone()));
+                    }
                     self.episodes.insert(slot.name.clone(), episode);
                 }
                 (Progress::Usable, Some(episode)) => {
-                    changes.push(ended(
-                        episode,
-                        Outcome::Ready,
-                        slot.restart_lsn,
-                        observation.at,
-                    ));
+                    changes.push(self.ended(episode, Some(slot), now));
                 }
                 (Progress::NotSyncReady, remembered) => {
                     let mut copy = copies_before
@@ -88,20 +93,75 @@ impl Watch {
                         .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
                     copy.observe(&slot.name, observation);
                     self.copies.insert(slot.name.clone(), copy);
-                    let ended = remembered
-                        .map(|episode| ended(episode, Outcome::Gone, None, observation.at));
-                    changes.extend(ended);
+                    changes.extend(remembered.map(|episode| self.ended(episode, None, now)));
                 }
                 (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
-                    changes.push(ended(episode, Outcome::Gone, None, observation.at));
+                    changes.push(self.ended(episode, None, now));
                 }
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
             }
         }
         let vanished = before.into_values();
-        changes.extend(vanished.map(|episode| ended(episode, Outcome::Gone, None, observation.at)));
-        self.blockers = self.blockers_among(&observation.transactions);
+        changes.extend(vanished.map(|episode| self.ended(episode, None, now)));
+        self.observe_blockers(observation);
         changes
+    }
+
+    /// `made`: the slot, if it has become usable.
+    fn ended(&self, mut episode: Episode, made: Option<&Slot>, now: Timestamp) -> Change {
+        episode.pass(now);
+        let blockers = self.blockers.iter();
+        let blockers = blockers
+            .filter(|blocker| episode.was_blocked_by(blocker.xid()))
+            .cloned()
+            .collect();
+        Change::Ended(Box::new(Finished::new(episode, blockers, made, now)))
+    }
+
+    fn observe_blockers(&mut self, observation: &Observation) {
+        let now = observation.at;
+        let before = std::mem::take(&mut self.blockers);
+        let mut before: HashMap<Xid, Blocker> = before
+            .into_iter()
+            .map(|blocker| (blocker.xid(), blocker))
+            .collect();
+        let blocks = self.named(|episode| &episode.blockers);
+        for transaction in &observation.transactions {
+            if blocks.contains(&transaction.xid) {
+                let transaction = transaction.clone();
+                self.blockers.push(match before.remove(&transaction.xid) {
+                    Some(mut blocker) => {
+                        blocker.observe(transaction, now);
+                        blocker
+                    }
+                    None => Blocker::new(transaction, now),
+                });
+            }
+        }
+        self.forget_briefest(&before);
+        let blocked = self.named(|episode| &episode.past_blockers);
+        let past = before.into_values();
+        self.blockers
+            .extend(past.filter(|blocker| blocked.contains(&blocker.xid())));
+        let next = observation.running.next;
+        self.blockers
+            .sort_by_key(|blocker| Reverse(blocker.xid().age(next)));
+    }
+
+    /// Of each creation's past blockers those stay that blocked longest.
+    fn forget_briefest(&mut self, past: &HashMap<Xid, Blocker>) {
+        for episode in self.episodes.values_mut() {
+            if episode.past_blockers.len() > REMEMBERED {
+                episode.past_blockers.sort_by_key(|xid| {
+                    Reverse(past.get(xid).map_or(Duration::ZERO, Blocker::blocked_for))
+                });
+                episode.past_blockers.truncate(REMEMBERED);
+            }
+        }
+    }
+
+    fn named(&self, by: impl Fn(&Episode) -> &Vec<Xid>) -> HashSet<Xid> {
+        self.episodes.values().flat_map(by).copied().collect()
     }
 
     fn learn(&mut self, observation: &Observation) {
@@ -125,17 +185,10 @@ impl Watch {
         self.episodes.is_empty() && self.copies.is_empty()
     }
 
-    fn blockers_among(&self, transactions: &[Transaction]) -> Vec<Transaction> {
-        let blocks: HashSet<Xid> = self
-            .episodes
-            .values()
-            .flat_map(|episode| episode.blockers.iter().copied())
-            .collect();
-        transactions
-            .iter()
-            .filter(|transaction| blocks.contains(&transaction.xid))
-            .cloned()
-            .collect()
+    fn drop_unnamed_blockers(&mut self) {
+        let named = self.named(|episode| &episode.blockers);
+        self.blockers
+            .retain(|blocker| named.contains(&blocker.xid()));
     }
 
     /// A record was written that served `slots`, as of `observation`. Returns those of them for
@@ -200,12 +253,42 @@ impl Watch {
     }
 
     /// The blockers of one creation, oldest first.
-    pub fn blockers_of(&self, episode: &Episode) -> Vec<&Transaction> {
+    pub fn blockers_of(&self, episode: &Episode) -> Vec<&Blocker> {
         let wanted: HashSet<Xid> = episode.blockers.iter().copied().collect();
         self.blockers
             .iter()
-            .filter(|transaction| wanted.contains(&transaction.xid))
+            .filter(|blocker| wanted.contains(&blocker.xid()))
             .collect()
+    }
+
+    pub fn blocker(&self, xid: Xid) -> Option<&Blocker> {
+        self.blockers.iter().find(|blocker| blocker.xid() == xid)
+    }
+
+    pub fn blocker_mut(&mut self, xid: Xid) -> Option<&mut Blocker> {
+        self.blockers
+            .iter_mut()
+            .find(|blocker| blocker.xid() == xid)
+    }
+
+    /// The creations that this transaction holds up.
+    pub fn blocked_by(&self, xid: Xid) -> impl Iterator<Item = &Episode> {
+        self.episodes
+            .values()
+            .filter(move |episode| episode.blockers.contains(&xid))
+    }
+
+    pub fn slots_blocked_by(&self, xid: Xid) -> Vec<SlotName> {
+        self.blocked_by(xid)
+            .map(|episode| episode.slot.clone())
+            .collect()
+    }
+
+    /// A creation was told to end.
+    pub fn cancelled(&mut self, slot: &SlotName, reason: Reason, now: Timestamp) {
+        if let Some(episode) = self.episodes.get_mut(slot) {
+            episode.cancelled = Some(Cancelled { at: now, reason });
+        }
     }
 
     /// Leaves out what matters least until `fits`: long queries, then all but the oldest blockers
@@ -217,8 +300,8 @@ impl Watch {
         if fits(self) {
             return;
         }
-        for query in self.blockers.iter_mut().filter_map(|b| b.query.as_mut()) {
-            query.truncate(query.floor_char_boundary(SHORT_QUERY));
+        for blocker in &mut self.blockers {
+            blocker.transaction.cut_query(SHORT_QUERY);
         }
         if fits(self) {
             return;
@@ -226,32 +309,18 @@ impl Watch {
         for episode in self.episodes.values_mut() {
             episode.more_blockers += episode.blockers.len().saturating_sub(FEW_BLOCKERS);
             episode.blockers.truncate(FEW_BLOCKERS);
+            episode.past_blockers.clear();
         }
-        self.blockers = self.blockers_among(&self.blockers);
+        self.drop_unnamed_blockers();
         while !fits(self) && !self.episodes.is_empty() {
             // A part of them at a time: each try writes all of it out.
             for _ in 0..self.episodes.len().div_ceil(8) {
                 self.episodes.pop_last();
                 self.more_episodes += 1;
             }
-            self.blockers = self.blockers_among(&self.blockers);
+            self.drop_unnamed_blockers();
         }
     }
-}
-
-fn ended(
-    mut episode: Episode,
-    outcome: Outcome,
-    restart_lsn: Option<Lsn>,
-    now: Timestamp,
-) -> Change {
-    episode.pass(now);
-    Change::Ended(Box::new(Finished {
-        ended: now,
-        outcome,
-        restart_lsn,
-        episode,
-    }))
 }
 
 #[cfg(test)]
@@ -260,7 +329,9 @@ mod tests {
 
     use super::super::diagnosis::State;
     use super::super::fixtures::*;
-    use super::super::observation::{Creator, Pid};
+    use super::super::history::Outcome;
+    use super::super::observation::{Connection, Creator, Pid, Transaction};
+    use super::super::xid::Lsn;
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -447,6 +518,72 @@ mod tests {
     }
 
     #[test]
+    fn past_blockers_are_remembered_with_the_creation() {
+        let mut watch = watching(vec![session(700, 1), session(701, 2)]);
+        watch.update(&waiting(3000, vec![session(701, 2)]));
+        watch.update(&freed(5000));
+        let changes = watch.update(&usable(5020));
+        let [Change::Ended(finished)] = changes.as_slice() else {
+            panic!("{changes:?}");
+        };
+        let blocked: Vec<_> = finished
+            .blockers
+            .iter()
+            .map(|blocker| (blocker.xid(), blocker.blocked_for()))
+            .collect();
+        let seconds = Duration::from_secs;
+        assert_eq!(blocked, [(xid(700), seconds(0)), (xid(701), seconds(3))]);
+        assert!(watch.blockers.is_empty());
+    }
+
+    #[test]
+    fn those_that_blocked_longest_are_remembered() {
+        let mut watch = Watch::default();
+        let all: Vec<_> = (700..730).map(|number| session(number, 1)).collect();
+        // One ends each second, the youngest first.
+        for second in 0..=30_u8 {
+            let running = all[..30 - usize::from(second)].to_vec();
+            watch.update(&waiting(i64::from(second) * 1000, running));
+        }
+        assert!(watch.blockers.len() <= REMEMBERED);
+        let changes = watch.update(&usable(31_000));
+        let [Change::Ended(finished)] = changes.as_slice() else {
+            panic!("{changes:?}");
+        };
+        let longest: Vec<_> = (700..710).map(xid).collect();
+        let remembered: Vec<_> = finished.blockers.iter().map(Blocker::xid).collect();
+        assert_eq!(remembered, longest);
+    }
+
+    #[test]
+    fn a_creation_without_a_client_is_not_helped() {
+        let gone = |milliseconds| {
+            let creator = Creator {
+                wait: CreatorWait::Wal,
+                connection: Connection::Closed,
+                ..creator()
+            };
+            let slots = vec![slot("x", Progress::Building(Box::new(creator)))];
+            observation(milliseconds, slots, Vec::new())
+        };
+        let mut watch = watching(vec![session(700, 1)]);
+        assert!(watch.update(&gone(5000)).is_empty());
+        assert_eq!(episode(&watch).shown_state(), (State::Abandoned, at(5000)));
+        assert!(!episode(&watch).wants_record(&gone(5000), INTERVAL));
+        let told = watch.update(&gone(6000));
+        assert!(
+            matches!(told.as_slice(), [Change::Abandoned(_)]),
+            "{told:?}"
+        );
+        assert!(watch.update(&gone(7000)).is_empty());
+
+        // It was not gone after all.
+        watch.update(&freed(8000));
+        assert_eq!(episode(&watch).shown_state().0, State::WaitingForRecord);
+        assert!(episode(&watch).wants_record(&freed(8000), INTERVAL));
+    }
+
+    #[test]
     fn later_transactions_are_named_once_they_last() {
         let young = Transaction {
             started: Some(at(1500)),
@@ -461,15 +598,13 @@ mod tests {
 
     #[test]
     fn a_worker_goes_on_where_another_ended() {
-        let watch = watching(vec![session(700, 1), prepared(701, "it's")]);
+        let transactions = vec![session(700, 1), prepared(701, "it's")];
+        let watch = watching(transactions.clone());
         let text = serde_json::to_string(&watch).expect("serializable");
         let mut resumed: Watch = serde_json::from_str(&text).expect("its own text");
         assert_eq!(resumed.blockers, watch.blockers);
-        assert!(
-            resumed
-                .update(&waiting(20, watch.blockers.clone()))
-                .is_empty()
-        );
+        assert!(resumed.update(&waiting(20, transactions)).is_empty());
+        assert_eq!(resumed.blockers[0].since, at(0));
         assert_eq!(episode(&resumed).started, at(0));
     }
 
@@ -498,7 +633,7 @@ mod tests {
                 assert_eq!(episode.blockers.len() + episode.more_blockers, 200);
                 assert_eq!(part.blockers_of(episode).len(), episode.blockers.len());
                 assert_eq!(
-                    part.blockers_of(episode)[0].xid,
+                    part.blockers_of(episode)[0].xid(),
                     xid(300),
                     "the oldest stay"
                 );

@@ -3,12 +3,15 @@
 
 mod conninfo;
 pub mod gate;
+pub mod hearing;
 mod libpq;
 pub mod process;
 pub mod record;
 pub mod report;
 pub mod scan;
 pub mod secret;
+pub mod setting;
+pub mod signal;
 pub mod transaction;
 pub mod upstream;
 mod version;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use pgrx::{check_for_interrupts, pg_sys};
 
-use super::version;
 pub use super::version::wait_event;
+use super::{setting, version};
 use crate::core::observation::Pid;
 
 static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
@@ -45,10 +45,12 @@ pub fn was_told_to_end() -> bool {
 
 /// Connects to a database as the bootstrap superuser. The process ends if it can't.
 pub fn connect(database: &CStr) {
-    // SAFETY: called once in a background worker, with a valid name.
-    unsafe {
-        pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), ptr::null(), 0);
-    }
+    setting::without_limits_of_database(|| {
+        // SAFETY: called once in a background worker, with a valid name.
+        unsafe {
+            pg_sys::BackgroundWorkerInitializeConnection(database.as_ptr(), ptr::null(), 0);
+        }
+    });
     // No object that a user made may ever be found by a query of the worker's, nor may what a
     // database's owner can set with ALTER DATABASE change as whom or how it is run.
     pin(c"role", c"none");

@@ -2,16 +2,21 @@
 
 use std::ffi::CStr;
 
+use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
-use crate::core::observation::{Observation, Role, Row, Running, Slot, UnreadableRow, by_age};
+use crate::core::observation::{
+    Creator, Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
+};
 use crate::core::xid::Xid;
+use crate::settings;
 
 const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
+const OWN_LIMITS: &str = include_str!("../../sql/own_limits.sql");
 const REPLAY: &str = include_str!("../../sql/replay.sql");
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
@@ -20,6 +25,7 @@ const REPLAY: &str = include_str!("../../sql/replay.sql");
 pub struct Scanner {
     slots: Option<OwnedPreparedStatement>,
     transactions: Option<OwnedPreparedStatement>,
+    own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
 }
 
@@ -29,15 +35,19 @@ impl Scanner {
         read_only_fallible(|| {
             let role = super::role();
             let slots = planned(&mut self.slots, SLOTS)?;
-            let slots = query(slots, |row| row.into_slot())?;
+            let mut slots = query(slots, &[], |row| row.into_slot())?;
+            self.look_up_limits(&mut slots)?;
             let (transactions, replay) = match role {
                 Role::Primary => {
                     let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
-                    (query(transactions, |row| row.into_transaction())?, None)
+                    (
+                        query(transactions, &[], |row| row.into_transaction())?,
+                        None,
+                    )
                 }
                 Role::Standby => {
                     let replay = planned(&mut self.replay, REPLAY)?;
-                    let replay = query(replay, |row| row.into_replay())?;
+                    let replay = query(replay, &[], |row| row.into_replay())?;
                     (Vec::new(), replay.into_iter().next())
                 }
             };
@@ -61,6 +71,22 @@ impl Scanner {
             })
         })
     }
+
+    fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {
+        let mut creators: Vec<&mut Creator> = slots.iter_mut().filter_map(Slot::creator).collect();
+        if creators.is_empty() {
+            return Ok(());
+        }
+        let own_limits = planned(&mut self.own_limits, OWN_LIMITS)?;
+        for (pid, timeout, wal) in query(own_limits, &[], |row| row.into_own_limits())? {
+            for creator in &mut creators {
+                if creator.identity.pid == pid {
+                    creator.own_limits = settings::own_limits(timeout.as_deref(), wal.as_deref());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 fn planned<'a>(
@@ -78,7 +104,12 @@ fn planned<'a>(
 
 /// Every logical slot, as of the current transaction.
 pub fn slots() -> Result<Vec<Slot>, ScanError> {
-    query(SLOTS, |row| row.into_slot())
+    query(SLOTS, &[], |row| row.into_slot())
+}
+
+/// Every transaction that has an xid, as of the current transaction.
+pub fn transactions() -> Result<Vec<Transaction>, ScanError> {
+    query(TRANSACTIONS, &[], |row| row.into_transaction())
 }
 
 fn next_xid() -> Result<Xid, ScanError> {
@@ -114,15 +145,18 @@ impl From<ScanError> for Notice {
 /// Runs a query and reads each row of its result.
 ///
 /// It goes through [`Spi::connect`] and `select`: the other ways of pgrx take a transaction id.
-fn query<T, Q>(
+pub fn query<'a, T, Q>(
     sql: Q,
+    arguments: &[DatumWithOid<'a>],
     read: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
 ) -> Result<Vec<T>, ScanError>
 where
     Q: for<'conn> Query<'conn>,
 {
     Spi::connect(|client| {
-        client.select(sql, None, &[]).map_err(ScanError::Spi)?;
+        client
+            .select(sql, None, arguments)
+            .map_err(ScanError::Spi)?;
         // SAFETY: the table that `select` just made, valid until SPI is left.
         let (columns, rows) = unsafe { texts(pg_sys::SPI_tuptable) };
         rows.into_iter()

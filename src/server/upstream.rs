@@ -12,9 +12,10 @@ use pgrx::prelude::*;
 
 use super::conninfo::Target;
 use super::libpq::{Connection, Failure, Table};
+use crate::core::guard::Verdict;
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
 use crate::core::upstream::{Hop, Introduction, Login, Look, Problem, Record, Refusal, Writer};
-use crate::core::xid::Lsn;
+use crate::core::xid::{Lsn, Xid};
 
 /// For one conversation, connecting included.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -128,12 +129,7 @@ impl Upstream {
     ) -> Result<(), Problem> {
         let target = target.ok_or_else(Problem::no_conninfo)?;
         let introduction = self.introduce(target, call)?;
-        let here = system_identifier();
-        if introduction.system_identifier != here {
-            self.session = None;
-            let there = introduction.system_identifier;
-            return Err(Problem::other_cluster(target.source, &here, &there));
-        }
+        self.refuse_another_cluster(target, &introduction)?;
         let mut look = self.look(&introduction, call)?;
         // Asked for news only, it is of interest all the same whether it could write a record.
         let record = introduction.writer().and_then(|writer| match wish {
@@ -147,6 +143,45 @@ impl Upstream {
         answer.look = Some(Rc::new(look));
         answer.record = record?;
         Ok(())
+    }
+
+    /// Asks a primary to end these transactions, each of which has blocked for so long. The primary
+    /// judges each by its own rules.
+    pub fn end_blockers(
+        &mut self,
+        blockers: &[(Xid, Duration)],
+        database: &str,
+    ) -> Result<Vec<Verdict>, Problem> {
+        let target = Target::from_settings(database.to_owned()).ok_or_else(Problem::no_conninfo)?;
+        let call = Call::new(Hop::default(), LIMIT);
+        let introduction = self.introduce(&target, &call)?;
+        self.refuse_another_cluster(&target, &introduction)?;
+        let schema = introduction.blocker_ender()?;
+        let values: Vec<String> = blockers
+            .iter()
+            .map(|(xid, blocked_for)| format!("('{xid}', {})", blocked_for.as_secs_f64()))
+            .collect();
+        let sql = format!(
+            "SELECT v.xid, e.action, e.reason FROM (VALUES {}) AS v (xid, seconds), LATERAL \
+             {schema}.slot_self_heal_end_blocker(v.xid::pg_catalog.xid, \
+             pg_catalog.make_interval(secs => v.seconds)) AS e",
+            values.join(", ")
+        );
+        self.query(&sql, |row| row.into_verdict(), &call)
+    }
+
+    fn refuse_another_cluster(
+        &mut self,
+        target: &Target,
+        introduction: &Introduction,
+    ) -> Result<(), Problem> {
+        let here = system_identifier();
+        let there = &introduction.system_identifier;
+        if *there == here {
+            return Ok(());
+        }
+        self.session = None;
+        Err(Problem::other_cluster(target.source, &here, there))
     }
 
     /// Connects if need be, and asks who it is. A connection that was lost since it was last used

@@ -91,6 +91,22 @@ pub fn guc_alloc(size: usize) -> *mut c_void {
     unsafe { pg_sys::guc_malloc(pg_sys::LOG.cast_signed(), size) }
 }
 
+/// `ProcArrayLock`, which pgrx does not bind: a macro with the same number in all these majors
+/// (`lwlocknames.h`; `lwlocklist.h` from PostgreSQL 17 on).
+pub fn proc_array_lock() -> *mut pg_sys::LWLock {
+    main_lock(4)
+}
+
+/// `ReplicationSlotControlLock`, likewise.
+pub fn replication_slot_control_lock() -> *mut pg_sys::LWLock {
+    main_lock(37)
+}
+
+fn main_lock(number: usize) -> *mut pg_sys::LWLock {
+    // SAFETY: made when the server started, with more locks than that.
+    unsafe { &raw mut (*pg_sys::MainLWLockArray.add(number)).lock }
+}
+
 /// Whether a slot is a standby's copy that was not persisted yet: from PostgreSQL 17 on.
 ///
 /// # Safety

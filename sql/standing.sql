@@ -1,0 +1,23 @@
+-- What decides whether a session may be ended: who it belongs to.
+--
+-- Run in the same transaction as transactions.sql. $1: transaction ids, as text;
+-- $2: the names in slot_self_heal.protected_roles. The role is the one that the
+-- session was opened as, as for pg_terminate_backend() (pg_signal_backend,
+-- signalfuncs.c).
+SELECT a.backend_xid AS xid,
+       a.backend_type,
+       COALESCE(r.rolsuper, true)::pg_catalog.text AS is_superuser,
+       (SELECT p.rolname
+          FROM pg_catalog.pg_roles AS p
+         WHERE p.rolname OPERATOR(pg_catalog.=) ANY ($2)
+           AND pg_catalog.pg_has_role(a.usesysid, p.oid, 'MEMBER')
+         ORDER BY p.rolname
+         LIMIT 1) AS protected_as,
+       (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(n.name), ', ')
+          FROM pg_catalog.unnest($2) AS n (name)
+         WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS p
+                            WHERE p.rolname OPERATOR(pg_catalog.=) n.name)) AS unknown_roles
+  FROM pg_catalog.pg_stat_activity AS a
+       LEFT JOIN pg_catalog.pg_roles AS r
+              ON r.oid OPERATOR(pg_catalog.=) a.usesysid
+ WHERE a.backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) ANY ($1)
