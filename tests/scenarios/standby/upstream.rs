@@ -98,9 +98,29 @@ pub(super) fn check_said_once(standby: &Cluster) {
     assert_eq!(over.count(), 1, "{lines:#?}");
 }
 
+/// The trouble's hint has these words and, pasted into a database of the
+/// primary, mends it.
+#[track_caller]
+fn mended_by_hint(pair: &Pair, upstream: &str, database: &str, words: &[&str]) {
+    let trouble = meets(pair, upstream);
+    for word in words {
+        assert!(trouble.hint.contains(word), "no {word}: {}", trouble.hint);
+    }
+    pair.primary.paste(database, &trouble.hint);
+    is_over(pair, trouble);
+}
+
 /// A role for standbys, which may do no more than it must.
 fn create_replicator(primary: &Cluster) {
     primary.run("CREATE ROLE replicator LOGIN REPLICATION");
+}
+
+/// A standby that connects as this role, on whose privileges it depends.
+fn standby_as(role: &str, major: Major) -> Setup {
+    Setup::new(major)
+        .upstream_role(role)
+        .conf(KEEP_ROWS)
+        .conf(TRY_SOON)
 }
 
 /// The worker is in a database without the extension, so it needs the server's
@@ -109,36 +129,20 @@ fn not_permitted_to_log_a_snapshot(major: Major) {
     let primary = primary(major);
     primary.run("CREATE DATABASE plain");
     create_replicator(&primary);
-    let standby = Setup::new(major)
-        .upstream_role("replicator")
-        .conf(KEEP_ROWS)
-        .conf("slot_self_heal.database = 'plain'")
-        .conf(TRY_SOON);
+    let standby = standby_as("replicator", major).conf("slot_self_heal.database = 'plain'");
     let pair = Pair::of(primary, standby);
-    let trouble = meets(&pair, "not permitted");
     let grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_log_standby_snapshot() TO replicator;";
-    assert!(trouble.hint.contains(grant), "{}", trouble.hint);
-    assert!(trouble.hint.contains("plain"), "{}", trouble.hint);
-    assert!(trouble.hint.contains("primary"), "{}", trouble.hint);
-    pair.primary.paste("plain", &trouble.hint);
-    is_over(&pair, trouble);
+    let words = [grant, "plain", "primary"];
+    mended_by_hint(&pair, "not permitted", "plain", &words);
 }
 
 fn not_permitted_to_nudge(major: Major) {
     let primary = primary(major);
     create_replicator(&primary);
-    let standby = Setup::new(major)
-        .upstream_role("replicator")
-        .conf(KEEP_ROWS)
-        .conf(TRY_SOON);
-    let pair = Pair::of(primary, standby);
-    let trouble = meets(&pair, "not permitted");
+    let pair = Pair::of(primary, standby_as("replicator", major));
     let grant = "GRANT EXECUTE ON FUNCTION public.slot_self_heal_nudge() TO replicator;";
-    assert!(trouble.hint.contains(grant), "{}", trouble.hint);
-    assert!(trouble.hint.contains("postgres"), "{}", trouble.hint);
-    assert!(trouble.hint.contains("primary"), "{}", trouble.hint);
-    pair.primary.paste("postgres", &trouble.hint);
-    is_over(&pair, trouble);
+    let words = [grant, "postgres", "primary"];
+    mended_by_hint(&pair, "not permitted", "postgres", &words);
 }
 
 /// What is pasted mends it, whatever the names are. A function in a schema of
@@ -150,14 +154,8 @@ fn not_permitted_with_names_to_quote(major: Major) {
     primary.run("ALTER ROLE postgres SET search_path = \"Slot Home\"");
     primary.forget_observer();
     primary.run("CREATE ROLE \"Repli\"\"cator\" LOGIN REPLICATION");
-    let standby = Setup::new(major)
-        .upstream_role("Repli\"cator")
-        .conf(KEEP_ROWS)
-        .conf(TRY_SOON);
-    let pair = Pair::of(primary, standby);
-    let trouble = meets(&pair, "not permitted");
-    pair.primary.paste("postgres", &trouble.hint);
-    is_over(&pair, trouble);
+    let pair = Pair::of(primary, standby_as("Repli\"cator", major));
+    mended_by_hint(&pair, "not permitted", "postgres", &[]);
 }
 
 /// The extension is there, and its library is not: the server's own function
@@ -170,19 +168,9 @@ fn not_preloaded(major: Major) {
 }
 
 fn not_preloaded_and_not_permitted(major: Major) {
-    let standby = Setup::new(major)
-        .upstream_role("replicator")
-        .conf(KEEP_ROWS)
-        .conf(TRY_SOON);
-    let pair = primary_without_library(major, standby);
-    let trouble = meets(&pair, "not configured");
-    assert!(
-        trouble.hint.contains("shared_preload_libraries"),
-        "{}",
-        trouble.hint
-    );
-    pair.primary.paste("postgres", &trouble.hint);
-    is_over(&pair, trouble);
+    let pair = primary_without_library(major, standby_as("replicator", major));
+    let words = ["shared_preload_libraries"];
+    mended_by_hint(&pair, "not configured", "postgres", &words);
 }
 
 #[track_caller]
@@ -201,11 +189,7 @@ fn refused_by_pg_hba(major: Major) {
     create_replicator(&primary);
     primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
     primary.set_hba(&HBA_WITHOUT_REPLICATOR);
-    let standby = Setup::new(major)
-        .upstream_role("replicator")
-        .conf(KEEP_ROWS)
-        .conf(TRY_SOON);
-    let pair = Pair::of(primary, standby);
+    let pair = Pair::of(primary, standby_as("replicator", major));
     let trouble = meets(&pair, "unreachable");
     let line = hba_line(&trouble.hint);
     let line: Vec<&str> = line.split_whitespace().collect();
@@ -326,11 +310,7 @@ fn another_cluster(major: Major) {
 fn mended_while_a_transaction_is_in_the_way(major: Major) {
     let primary = primary(major);
     create_replicator(&primary);
-    let standby = Setup::new(major)
-        .upstream_role("replicator")
-        .conf(KEEP_ROWS)
-        .conf(TRY_SOON);
-    let pair = Pair::of(primary, standby);
+    let pair = Pair::of(primary, standby_as("replicator", major));
     let blocking = pair.start_blocker_that_wrote();
     let mut creation = pair.create(Creator::Walsender);
     pair.standby.wait_for_worker("not permitted", |worker| {
