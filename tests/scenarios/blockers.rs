@@ -1,37 +1,17 @@
 //! Each creator behind each kind of blocker: the view names the blocker, and
 //! its hint, pasted, makes the slot ready.
 
-use harness::{Blocker, BlockerRow, Blocking, Creator, Major, Setup, Status, statements};
+use harness::{Blocker, BlockerRow, Blocking, Cluster, Creator, Major, Setup, Status, statements};
 
 use crate::with_extension;
 
 const SLOT: &str = "cdc_slot";
 
 fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
-    let setup = match blocker {
-        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
-        Blocker::IdleInTransaction
-        | Blocker::Active
-        | Blocker::AbortedWithSavepoint
-        | Blocker::Prepared
-        | Blocker::AnotherDatabase
-        | Blocker::BackgroundWorker => Setup::new(major),
-    };
-    let cluster = with_extension(setup);
+    let cluster = primary_for(blocker, major);
     let blocking = blocker.start(&cluster);
     let mut creation = creator.start(&cluster, SLOT);
-
-    let status = cluster.wait_for_status(SLOT, "the blocker", |status| {
-        status.state == "waiting_for_transactions"
-            && status.blocker_xids().contains(&blocking.xid.as_str())
-    });
-    check_creator(creator, &status);
-    let row = status
-        .blockers
-        .iter()
-        .find(|row| row.xid == blocking.xid)
-        .expect("waited for");
-    check_blocker(blocker, &blocking, row);
+    let status = wait_until_named(&cluster, creator, blocker, &blocking);
 
     let detail = status.detail();
     match blocking.pid {
@@ -43,7 +23,6 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
         assert!(detail.contains("idle in transaction"), "detail: {detail}");
     }
 
-    check_remedy(&blocking, &status);
     cluster.paste("postgres", status.hint());
     let status = cluster.wait_for_state(SLOT, "ready");
     assert!(status.blockers.is_empty(), "{status:#?}");
@@ -52,8 +31,46 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
     creation.finish().expect("the client has its slot");
 }
 
+/// A primary on which this blocker can be.
+#[track_caller]
+pub(crate) fn primary_for(blocker: Blocker, major: Major) -> Cluster {
+    let setup = match blocker {
+        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
+        Blocker::IdleInTransaction
+        | Blocker::Active
+        | Blocker::AbortedWithSavepoint
+        | Blocker::Prepared
+        | Blocker::AnotherDatabase
+        | Blocker::BackgroundWorker => Setup::new(major),
+    };
+    with_extension(setup)
+}
+
+/// Waits until the view names the blocker of the slot, and how to end it.
+#[track_caller]
+pub(crate) fn wait_until_named(
+    cluster: &Cluster,
+    creator: Creator,
+    blocker: Blocker,
+    blocking: &Blocking,
+) -> Status {
+    let status = cluster.wait_for_status(SLOT, "the blocker", |status| {
+        status.state == "waiting_for_transactions"
+            && status.blocker_xids().contains(&blocking.xid.as_str())
+    });
+    check_creator(creator, &status);
+    let row = status
+        .blockers
+        .iter()
+        .find(|row| row.xid == blocking.xid)
+        .expect("waited for");
+    check_blocker(blocker, blocking, row);
+    check_remedy(blocking, &status);
+    status
+}
+
 /// The hint's first statement ends the blocker.
-pub(crate) fn check_remedy(blocking: &Blocking, status: &Status) {
+fn check_remedy(blocking: &Blocking, status: &Status) {
     let hint = status.hint();
     let statement = statements(hint)
         .into_iter()
@@ -69,7 +86,7 @@ pub(crate) fn check_remedy(blocking: &Blocking, status: &Status) {
     }
 }
 
-pub(crate) fn check_creator(creator: Creator, status: &Status) {
+fn check_creator(creator: Creator, status: &Status) {
     assert_eq!(status.plugin, "pgoutput");
     assert_eq!(status.database, "postgres");
     assert_eq!(
@@ -101,7 +118,7 @@ pub(crate) fn check_creator(creator: Creator, status: &Status) {
     assert_eq!(status.wal_status.as_deref(), Some("reserved"));
 }
 
-pub(crate) fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
+fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
     assert_eq!(row.pid, blocking.pid);
     assert_eq!(row.gid, blocking.gid);
     assert_eq!(row.database.as_deref(), Some(blocking.database), "{row:#?}");

@@ -5,8 +5,8 @@ use harness::{Blocker, Blocking, Creator, Setup, Status, for_a_while};
 use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
-    blockers::{check_blocker, check_creator, check_remedy},
-    primary, with_extension,
+    blockers::{primary_for, wait_until_named},
+    primary,
 };
 
 on_majors_with_standby_slots!(
@@ -36,31 +36,10 @@ fn wait_for_blockers(pair: &Pair, what: &str, blocking: &[&Blocking]) -> Status 
 /// The view on the standby names the blocker, and its hint, pasted on the
 /// primary, makes the slot ready.
 fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
-    let setup = match blocker {
-        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
-        Blocker::IdleInTransaction
-        | Blocker::Active
-        | Blocker::AbortedWithSavepoint
-        | Blocker::Prepared
-        | Blocker::AnotherDatabase
-        | Blocker::BackgroundWorker => Setup::new(major),
-    };
-    let pair = Pair::of(with_extension(setup), Setup::new(major));
+    let pair = Pair::of(primary_for(blocker, major), Setup::new(major));
     let blocking = blocker.start(&pair.primary);
     let mut creation = pair.create(creator);
-
-    let status = pair.standby.wait_for_status(SLOT, "the blocker", |status| {
-        status.state == "waiting_for_transactions"
-            && status.blocker_xids().contains(&blocking.xid.as_str())
-    });
-    check_creator(creator, &status);
-    let row = status
-        .blockers
-        .iter()
-        .find(|row| row.xid == blocking.xid)
-        .expect("waited for");
-    check_blocker(blocker, &blocking, row);
-    check_remedy(&blocking, &status);
+    let status = wait_until_named(&pair.standby, creator, blocker, &blocking);
     check_hint(status.hint());
     assert!(status.hint().contains("primary"), "{status:#?}");
 
