@@ -168,36 +168,25 @@ macro_rules! behind_each_blocker {
     ($($blocker:ident = $kind:ident),+ $(,)?) => {
         $(
             mod $blocker {
-                super::by_each_creator!(
-                    $kind:
-                    walsender = Walsender,
-                    temporary_walsender = TemporaryWalsender,
-                    pg_recvlogical = PgRecvlogical,
-                    sql_function = SqlFunction,
-                    temporary_sql_function = TemporarySqlFunction,
-                    subscription = Subscription,
-                    background_worker = BackgroundWorker,
-                );
-            }
-        )+
-    };
-}
+                use super::{Blocker, Creator, named_and_ended};
 
-macro_rules! by_each_creator {
-    ($blocker:ident: $($creator:ident = $kind:ident),+ $(,)?) => {
-        $(
-            fn $creator(major: harness::Major) {
-                super::named_and_ended(
-                    harness::Creator::$kind,
-                    harness::Blocker::$blocker,
-                    major,
+                scenarios!(
+                    on_every_major:
+                    walsender = named_and_ended(Creator::Walsender, Blocker::$kind),
+                    temporary_walsender =
+                        named_and_ended(Creator::TemporaryWalsender, Blocker::$kind),
+                    pg_recvlogical = named_and_ended(Creator::PgRecvlogical, Blocker::$kind),
+                    sql_function = named_and_ended(Creator::SqlFunction, Blocker::$kind),
+                    temporary_sql_function =
+                        named_and_ended(Creator::TemporarySqlFunction, Blocker::$kind),
+                    subscription = named_and_ended(Creator::Subscription, Blocker::$kind),
+                    background_worker =
+                        named_and_ended(Creator::BackgroundWorker, Blocker::$kind),
                 );
             }
         )+
-        on_every_major!($($creator),+);
     };
 }
-use by_each_creator;
 
 behind_each_blocker!(
     idle_in_transaction = IdleInTransaction,

@@ -31,6 +31,19 @@ macro_rules! on_majors_with_slot_sync {
     };
 }
 
+/// Makes scenarios of a function that takes more than the major, and tests of
+/// them: `walsender = healed(Creator::Walsender)`.
+macro_rules! scenarios {
+    ($on_majors:ident: $($scenario:ident = $function:ident($($argument:expr),+)),+ $(,)?) => {
+        $(
+            fn $scenario(major: harness::Major) {
+                $function($($argument),+, major);
+            }
+        )+
+        $on_majors!($($scenario),+);
+    };
+}
+
 macro_rules! tests_of {
     ($scenario:ident: $($test:ident = $major:ident),+) => {
         mod $scenario {

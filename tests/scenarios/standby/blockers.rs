@@ -51,31 +51,19 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
 
 /// Tests `behind::<blocker>::pg16`, each kind of creator in its turn.
 mod behind {
-    macro_rules! behind_each_blocker {
-        ($($blocker:ident = $kind:ident by $creator:ident),+ $(,)?) => {
-            $(
-                fn $blocker(major: harness::Major) {
-                    super::named_and_ended(
-                        harness::Creator::$creator,
-                        harness::Blocker::$kind,
-                        major,
-                    );
-                }
-            )+
-            on_majors_with_standby_slots!($($blocker),+);
-        };
-    }
+    use super::{Blocker, Creator, named_and_ended};
 
-    behind_each_blocker!(
-        idle_in_transaction = IdleInTransaction by Walsender,
-        idle_in_transaction_sql = IdleInTransaction by SqlFunction,
-        active_session = Active by SqlFunction,
-        aborted_with_savepoint = AbortedWithSavepoint by Walsender,
-        prepared_transaction = Prepared by SqlFunction,
-        prepared_transaction_walsender = Prepared by Walsender,
-        autovacuum = Autovacuum by Walsender,
-        another_database = AnotherDatabase by SqlFunction,
-        background_worker = BackgroundWorker by Walsender,
+    scenarios!(
+        on_majors_with_standby_slots:
+        idle_in_transaction = named_and_ended(Creator::Walsender, Blocker::IdleInTransaction),
+        idle_in_transaction_sql = named_and_ended(Creator::SqlFunction, Blocker::IdleInTransaction),
+        active_session = named_and_ended(Creator::SqlFunction, Blocker::Active),
+        aborted_with_savepoint = named_and_ended(Creator::Walsender, Blocker::AbortedWithSavepoint),
+        prepared_transaction = named_and_ended(Creator::SqlFunction, Blocker::Prepared),
+        prepared_transaction_walsender = named_and_ended(Creator::Walsender, Blocker::Prepared),
+        autovacuum = named_and_ended(Creator::Walsender, Blocker::Autovacuum),
+        another_database = named_and_ended(Creator::SqlFunction, Blocker::AnotherDatabase),
+        background_worker = named_and_ended(Creator::Walsender, Blocker::BackgroundWorker),
     );
 }
 

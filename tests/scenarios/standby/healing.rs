@@ -63,25 +63,17 @@ fn healed(creator: Creator, major: Major) {
 
 /// Tests `by::<creator>::pg16`.
 mod by {
-    macro_rules! by_each_creator {
-        ($($creator:ident = $kind:ident),+ $(,)?) => {
-            $(
-                fn $creator(major: harness::Major) {
-                    super::healed(harness::Creator::$kind, major);
-                }
-            )+
-            on_majors_with_standby_slots!($($creator),+);
-        };
-    }
+    use super::{Creator, healed};
 
-    by_each_creator!(
-        walsender = Walsender,
-        temporary_walsender = TemporaryWalsender,
-        pg_recvlogical = PgRecvlogical,
-        sql_function = SqlFunction,
-        temporary_sql_function = TemporarySqlFunction,
-        subscription = Subscription,
-        background_worker = BackgroundWorker,
+    scenarios!(
+        on_majors_with_standby_slots:
+        walsender = healed(Creator::Walsender),
+        temporary_walsender = healed(Creator::TemporaryWalsender),
+        pg_recvlogical = healed(Creator::PgRecvlogical),
+        sql_function = healed(Creator::SqlFunction),
+        temporary_sql_function = healed(Creator::TemporarySqlFunction),
+        subscription = healed(Creator::Subscription),
+        background_worker = healed(Creator::BackgroundWorker),
     );
 }
 
