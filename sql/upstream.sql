@@ -1,7 +1,8 @@
 -- Who the upstream is, and what the connected role may do there.
 --
 -- Run over a connection to another server, in text form. The next xid is what
--- age() counts from in a session that has none of its own.
+-- age() counts from in a session that has none of its own: it is told by its
+-- distance from the first of all, 3 (FirstNormalTransactionId).
 SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1) AS version,
        c.system_identifier::pg_catalog.text AS system_identifier,
@@ -21,9 +22,7 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.pg_current_wal_insert_lsn()
        END::pg_catalog.text AS position,
-       ((pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.int8
-         OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) 4294967296)::pg_catalog.text
-           AS next_xid
+       pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid
   FROM pg_catalog.pg_control_system() AS c
        LEFT JOIN (SELECT x.extnamespace, p.oid AS nudge,
                          (SELECT b.oid

@@ -547,8 +547,13 @@ impl<'a> Row<'a> {
             may_use_core: self.optional("may_use_core")?,
             sees_all: self.required("sees_all")?,
             position: self.optional("position")?,
-            next_xid: self.required("next_xid")?,
+            next_xid: self.next_xid()?,
         })
+    }
+
+    fn next_xid(&mut self) -> Result<Xid, UnreadableRow> {
+        let column = "age_of_first_xid";
+        Xid::from_age_of_first(self.required(column)?).ok_or(UnreadableRow { column })
     }
 
     /// Reads a row of `sql/remote_slots.sql`.
@@ -562,7 +567,7 @@ impl<'a> Row<'a> {
 
     /// Reads the answer to a request for a record: where it ends, and the next xid after it.
     pub fn into_answer(mut self) -> Result<(Lsn, Xid), UnreadableRow> {
-        Ok((self.required("lsn")?, self.required("next_xid")?))
+        Ok((self.required("lsn")?, self.next_xid()?))
     }
 
     /// Reads a row of `sql/standing.sql`.

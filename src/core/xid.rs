@@ -23,6 +23,12 @@ impl Xid {
         (xid >= Self::FIRST_NORMAL).then_some(Self(xid))
     }
 
+    /// The id that Postgres's `age()` counted from when it gave this for the first normal one: the
+    /// distance, negative from 2^31 on (`xid_age`, `xid.c`).
+    pub fn from_age_of_first(age: i32) -> Option<Self> {
+        Self::new(Self::FIRST_NORMAL.wrapping_add_signed(age))
+    }
+
     pub fn precedes(self, other: Self) -> bool {
         self.0.wrapping_sub(other.0).cast_signed() < 0
     }
@@ -109,6 +115,21 @@ mod tests {
             assert_eq!(xid.to_string().parse::<Xid>(), Err(Malformed));
         }
         assert!(Xid::new(3).is_some());
+    }
+
+    #[test]
+    fn each_normal_id_has_its_distance_from_the_first() {
+        for (age, xid) in [
+            (0, 3),
+            (i32::MAX, 0x8000_0002),
+            (i32::MIN, 0x8000_0003),
+            (-4, u32::MAX),
+        ] {
+            assert_eq!(Xid::from_age_of_first(age), Some(Xid(xid)));
+        }
+        for permanent in -3..0 {
+            assert_eq!(Xid::from_age_of_first(permanent), None);
+        }
     }
 
     #[test]

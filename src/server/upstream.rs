@@ -267,9 +267,8 @@ impl Upstream {
     /// The next xid is read after the record is written: columns are computed in order.
     fn run(&self, writer: &Writer, call: &Call) -> Result<Table, Failure> {
         let sql = format!(
-            "SELECT {writer}::pg_catalog.text AS lsn, ((pg_catalog.age('3'::pg_catalog.xid)\
-             ::pg_catalog.int8 OPERATOR(pg_catalog.+) 4294967299) OPERATOR(pg_catalog.%) \
-             4294967296)::pg_catalog.text AS next_xid"
+            "SELECT {writer}::pg_catalog.text AS lsn, \
+             pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid"
         );
         match &self.session {
             Some(session) => session.connection.query(&sql, call.deadline),
