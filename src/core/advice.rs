@@ -13,6 +13,7 @@ use super::observation::{
 };
 use super::policy::{Limit, Limits};
 use super::replay::{Obstacle, Replay};
+use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
 use super::upstream::Upstream;
 use super::watch::Watch;
@@ -57,6 +58,74 @@ fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> String {
             "SELECT pg_terminate_backend({pid}); -- drops it, being the session that holds it"
         ),
     }
+}
+
+/// Adds that a slot will be lost soon, and what to do about that.
+pub fn add_risk(
+    advice: &mut Advice,
+    slot: &Slot,
+    risk: Risk,
+    watch: &Watch,
+    role: Role,
+    now: Timestamp,
+) {
+    let when = match risk {
+        Risk::Now => "The next checkpoint may take the slot away: it holds back more WAL than \
+             max_slot_wal_keep_size."
+            .to_owned(),
+        Risk::Within { time, left, rate } => format!(
+            "If WAL is written on at {} a second, the slot will be lost in {}, when another {} are \
+             written (max_slot_wal_keep_size).",
+            in_bytes(rate),
+            in_words(time),
+            in_bytes(left)
+        ),
+    };
+    let mut detail = vec![when];
+    let mut hint = Vec::new();
+    if let Progress::Usable = slot.progress {
+        match (holder_back(slot, watch), slot.active) {
+            (Some((blocker, episode)), true) => {
+                detail.push(format!(
+                    "Transaction {} holds it back as well: {}.",
+                    blocker.xid(),
+                    describe(&blocker.transaction, now)
+                ));
+                hint.push(remedy(episode, &blocker.transaction, role, now));
+            }
+            (None, true) => {}
+            (_, false) => {
+                detail.push("No consumer is connected to it.".to_owned());
+                let name = quote_literal(slot.name.as_str());
+                hint.push(format!(
+                    "SELECT pg_drop_replication_slot({name}); -- if its consumer need not be \
+                     started again"
+                ));
+            }
+        }
+    }
+    // What is held back and what may be written besides make up the present limit.
+    let limit = slot.retained_wal.unwrap_or(0) + slot.safe_wal_size.unwrap_or(0);
+    hint.push(format!(
+        "ALTER SYSTEM SET max_slot_wal_keep_size = '{}MB'; SELECT pg_reload_conf(); -- twice as \
+         much, if the disk has room: gives it time",
+        (limit.max(1 << 20) >> 20) * 2
+    ));
+    detail.splice(0..0, advice.detail.take());
+    hint.splice(0..0, advice.hint.take());
+    advice.detail = Some(detail.join(" "));
+    advice.hint = Some(hint.join("\n"));
+}
+
+/// The oldest transaction that a creation waits for and that this usable slot has to keep WAL for,
+/// too: its changes may yet have to be decoded (`SnapBuildProcessRunningXacts`, `snapbuild.c`).
+fn holder_back<'a>(slot: &Slot, watch: &'a Watch) -> Option<(&'a Blocker, &'a Episode)> {
+    let horizon = slot.catalog_xmin?;
+    watch.blockers.iter().find_map(|blocker| {
+        let is_kept = !blocker.xid().precedes(horizon);
+        let episode = watch.blocked_by(blocker.xid()).next()?;
+        is_kept.then_some((blocker, episode))
+    })
 }
 
 /// On a creation that goes on.

@@ -26,6 +26,7 @@ pub mod limit;
 pub mod observation;
 pub mod policy;
 pub mod replay;
+pub mod risk;
 pub mod schedule;
 pub mod status;
 pub mod time;

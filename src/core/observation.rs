@@ -153,6 +153,11 @@ impl Observation {
         self.upstream = look;
     }
 
+    /// How far the server's WAL goes, if a slot holds some back.
+    pub fn wal_position(&self) -> Option<Lsn> {
+        self.slots.iter().filter_map(Slot::wal_position).max()
+    }
+
     pub fn sees_a_creation(&self) -> bool {
         self.slots.iter().any(|slot| {
             matches!(
@@ -184,6 +189,12 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// How far the server's WAL goes, as told by what this slot holds back.
+    fn wal_position(&self) -> Option<Lsn> {
+        let retained = u64::try_from(self.retained_wal?).ok()?;
+        Some(Lsn::new(self.restart_lsn?.get() + retained))
+    }
+
     /// Who creates it, if somebody does.
     pub fn creator(&mut self) -> Option<&mut Creator> {
         match &mut self.progress {

@@ -10,6 +10,7 @@ use super::episode::{Episode, Nudge};
 use super::history::{Finished, Outcome};
 use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
 use super::policy::Limits;
+use super::risk;
 use super::time::Timestamp;
 use super::watch::Watch;
 
@@ -49,6 +50,17 @@ pub struct Known {
 
 /// Tells the status of a slot from the server's own view of it and from what the worker knows.
 pub fn status(slot: Slot, known: &Known, now: Timestamp) -> Status {
+    let mut status = of_slot(slot, known, now);
+    if let Progress::Building(_) | Progress::Usable = status.slot.progress
+        && let Some(risk) = risk::of(&status.slot, &known.watch.wal_rate)
+    {
+        let Status { slot, advice, .. } = &mut status;
+        advice::add_risk(advice, slot, risk, &known.watch, known.role, now);
+    }
+    status
+}
+
+fn of_slot(slot: Slot, known: &Known, now: Timestamp) -> Status {
     match &slot.progress {
         Progress::Building(creator) => {
             let creator = creator.identity.clone();
@@ -209,6 +221,7 @@ mod tests {
     use super::super::fixtures::*;
     use super::super::observation::CreatorWait;
     use super::super::policy::Policy;
+    use super::super::risk::WalRate;
     use super::super::xid::Lsn;
     use super::*;
 
@@ -296,6 +309,54 @@ mod tests {
             ..slot("x", Progress::Usable)
         };
         assert_eq!(status(later, &known, at(1000)).state_since, None);
+    }
+
+    #[test]
+    fn a_slot_at_risk_says_when_and_what_to_do() {
+        let mut watch = watching(vec![session(700, 1234)]);
+        watch.wal_rate = WalRate::default();
+        for second in 0..10 {
+            let position = Lsn::new((1 << 30) + (second << 20));
+            watch
+                .wal_rate
+                .observe(position, at(second.cast_signed() * 1000));
+        }
+        let known = known(watch, Worker::Watching);
+        let at_risk = |slot| Slot {
+            retained_wal: Some(40 << 20),
+            safe_wal_size: Some(60 << 20),
+            ..slot
+        };
+        let said = |slot: Slot| {
+            let Advice { detail, hint } = status(slot, &known, at(1000)).advice;
+            (detail.expect("a detail"), hint.expect("a hint"))
+        };
+
+        let (detail, hint) = said(at_risk(building("x", CreatorWait::Transaction)));
+        assert!(detail.starts_with("Waits for transaction 700"), "{detail}");
+        assert!(detail.contains("will be lost in 1 min,"), "{detail}");
+        let lines: Vec<_> = hint.lines().collect();
+        assert!(lines[0].starts_with("SELECT pg_terminate_backend(1234);"));
+        assert!(lines[1].starts_with("ALTER SYSTEM SET max_slot_wal_keep_size = '200MB';"));
+
+        let used = |xmin, active| Slot {
+            catalog_xmin: Some(xid(xmin)),
+            active,
+            ..at_risk(slot("y", Progress::Usable))
+        };
+        let (detail, hint) = said(used(700, true));
+        assert!(detail.contains("Transaction 700 holds it back"), "{detail}");
+        assert!(
+            hint.starts_with("SELECT pg_terminate_backend(1234);"),
+            "{hint}"
+        );
+        let (detail, _) = said(used(701, true));
+        assert!(!detail.contains("700"), "{detail}");
+        let (detail, _) = said(used(700, false));
+        assert!(detail.contains("No consumer"), "{detail}");
+
+        let safe = status(slot("y", Progress::Usable), &known, at(1000)).advice;
+        assert_eq!(safe, Advice::default());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::history::{Finished, REMEMBERED};
 use super::limit::{Cancelled, Reason};
 use super::observation::{CreatorWait, Observation, Progress, Role, Slot, SlotName};
 use super::replay::Replay;
+use super::risk::WalRate;
 use super::time::Timestamp;
 use super::upstream::{Record, Upstream};
 use super::xid::Xid;
@@ -50,6 +51,7 @@ pub struct Watch {
     /// As of the last scan, on a standby.
     pub replay: Option<Replay>,
     pub upstream: Upstream,
+    pub wal_rate: WalRate,
     /// The role that may not see the primary's sessions, as the upstream says.
     pub blind: Option<String>,
     sent: Option<Sent>,
@@ -166,6 +168,9 @@ impl Watch {
 
     fn learn(&mut self, observation: &Observation) {
         self.replay.clone_from(&observation.replay);
+        if let Some(position) = observation.wal_position() {
+            self.wal_rate.observe(position, observation.at);
+        }
         if let Some(look) = &observation.upstream {
             self.blind.clone_from(&look.blind);
         }
