@@ -115,67 +115,77 @@ pub fn cancelling(
     }
 }
 
-/// A blocker was told to end.
+/// A blocker was told to end, here or, on a standby, on the primary.
 pub fn ended_blocker(
     blocker: &Blocker,
     ending: Ending,
     slots: &[SlotName],
+    role: Role,
     now: Timestamp,
 ) -> Notice {
-    let transaction = &blocker.transaction;
-    ended_transaction(
-        transaction,
-        ending,
-        &format!(
-            "held up {} for {}",
-            named(slots),
-            in_words(blocker.blocked_for())
-        ),
-        now,
-    )
-}
-
-/// The same, on a standby's behalf.
-fn ended_transaction(
-    transaction: &Transaction,
-    ending: Ending,
-    did: &str,
-    now: Timestamp,
-) -> Notice {
-    let (code, does) = match ending {
-        Ending::Cancel => (
-            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
-            "cancelling the statement",
-        ),
-        Ending::Terminate => (
-            PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
-            "terminating the session",
-        ),
+    let (does, whose) = match (role, ending) {
+        (Role::Primary, Ending::Cancel) => ("cancelling the statement", ""),
+        (Role::Primary, Ending::Terminate) => ("terminating the session", ""),
+        (Role::Standby, Ending::Cancel) => {
+            ("had the primary cancel the statement", "The primary's ")
+        }
+        (Role::Standby, Ending::Terminate) => {
+            ("had the primary terminate the session", "The primary's ")
+        }
     };
+    let transaction = &blocker.transaction;
     Notice {
         detail: Some(format!(
-            "slot_self_heal.blocker_action says so. The transaction was held by {}.",
+            "{whose}slot_self_heal.blocker_action says so. The transaction was held by {}.",
             advice::describe(transaction, now)
         )),
         ..notice(
-            code,
-            format!("{does} of transaction {}, which {did}", transaction.xid),
+            code_of_ending(ending),
+            format!(
+                "{does} of transaction {}, which held up {} for {}",
+                transaction.xid,
+                named(slots),
+                in_words(blocker.blocked_for())
+            ),
         )
     }
 }
 
-/// A standby asked for it.
+/// A blocker was told to end because a standby asked for it, over a session of this role.
 pub fn ended_for_standby(
     transaction: &Transaction,
     ending: Ending,
     blocked_for: Duration,
+    role: &str,
     now: Timestamp,
 ) -> Notice {
-    let did = format!(
-        "held up the creation of a replication slot on a standby for {}",
-        in_words(blocked_for)
-    );
-    ended_transaction(transaction, ending, &did, now)
+    let does = match ending {
+        Ending::Cancel => "cancelling the statement",
+        Ending::Terminate => "terminating the session",
+    };
+    Notice {
+        detail: Some(format!(
+            "slot_self_heal.blocker_action says so, and a standby asked for it as role {role}. The \
+             transaction was held by {}.",
+            advice::describe(transaction, now)
+        )),
+        ..notice(
+            code_of_ending(ending),
+            format!(
+                "{does} of transaction {}, which held up the creation of a replication slot on a \
+                 standby for {}",
+                transaction.xid,
+                in_words(blocked_for)
+            ),
+        )
+    }
+}
+
+fn code_of_ending(ending: Ending) -> PgSqlErrorCode {
+    match ending {
+        Ending::Cancel => PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+        Ending::Terminate => PgSqlErrorCode::ERRCODE_ADMIN_SHUTDOWN,
+    }
 }
 
 pub fn not_on_a_standby() -> Notice {

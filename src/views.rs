@@ -328,6 +328,7 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
             &case.transaction,
             ending,
             blocked_for,
+            &server::session_role(),
             now,
         ));
     }

@@ -335,7 +335,7 @@ impl Worker {
             };
             let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
             match signal::end_if_allowed(&case, blocked_for, creators, rule, now) {
-                Ok(ending) => self.told(xid, ending, now),
+                Ok(ending) => self.told(xid, ending, Role::Primary, now),
                 Err(Unsent::Guarded(guard)) => self.spare(xid, guard, None, now),
                 Err(Unsent::Over) => {}
             }
@@ -379,7 +379,7 @@ impl Worker {
                 } in verdicts
                 {
                     match ending {
-                        Some(ending) => self.told(xid, ending, now),
+                        Some(ending) => self.told(xid, ending, Role::Standby, now),
                         None => self.spare(xid, Guard::Primary(reason), None, now),
                     }
                 }
@@ -394,11 +394,11 @@ impl Worker {
     }
 
     /// A blocker was told to end. Says so.
-    fn told(&mut self, xid: Xid, ending: Ending, now: Timestamp) {
+    fn told(&mut self, xid: Xid, ending: Ending, role: Role, now: Timestamp) {
         let slots = self.watch.slots_blocked_by(xid);
         if let Some(blocker) = self.watch.blocker_mut(xid) {
             blocker.was_told(ending, now);
-            report::log(narrate::ended_blocker(blocker, ending, &slots, now));
+            report::log(narrate::ended_blocker(blocker, ending, &slots, role, now));
         }
     }
 

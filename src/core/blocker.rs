@@ -1,6 +1,5 @@
 //! A transaction that holds creations up, and what is remembered of it.
 
-use std::mem::discriminant;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -92,10 +91,7 @@ impl Blocker {
     /// Returns whether that is news: each kind of guard is said once.
     pub fn was_spared(&mut self, guard: Guard, now: Timestamp) -> bool {
         self.judged = Some(now);
-        let is_news = !self
-            .logged
-            .iter()
-            .any(|logged| discriminant(logged) == discriminant(&guard));
+        let is_news = !self.logged.iter().any(|logged| logged.is_like(&guard));
         if is_news {
             self.logged.push(guard.clone());
         }

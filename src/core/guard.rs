@@ -1,6 +1,7 @@
 //! Whether a session that blocks a creation may be ended, and how.
 
 use std::fmt;
+use std::mem::discriminant;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,16 @@ pub enum Guard {
     CancelInVain,
     /// What the primary answered a standby that asked.
     Primary(String),
+}
+
+impl Guard {
+    /// Whether to know of one is to know of the other.
+    pub fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Primary(these), Self::Primary(those)) => these == those,
+            _ => discriminant(self) == discriminant(other),
+        }
+    }
 }
 
 impl fmt::Display for Guard {

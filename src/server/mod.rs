@@ -72,6 +72,19 @@ pub fn application_name() -> String {
     }
 }
 
+/// The role that the current session was opened as.
+pub fn session_role() -> String {
+    // SAFETY: null for a role that was dropped; else a text that is copied.
+    unsafe {
+        let name = pg_sys::GetUserNameFromId(pg_sys::GetSessionUserId(), true);
+        if name.is_null() {
+            String::new()
+        } else {
+            CStr::from_ptr(name).to_string_lossy().into_owned()
+        }
+    }
+}
+
 pub fn role() -> Role {
     // SAFETY: reads shared memory, without a lock.
     if unsafe { pg_sys::RecoveryInProgress() } {
