@@ -9,7 +9,7 @@ use std::{
     io::{Seek, Write},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, Command},
     sync::{LazyLock, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -19,7 +19,10 @@ use tempfile::TempDir;
 
 use crate::{
     major::Major,
-    process::{Pid, Signal, command, exits_within, output_of, spawn},
+    network::Network,
+    process::{
+        Pid, Signal, as_server_user, command, command_as_ourselves, exits_within, output_of, spawn,
+    },
     scratch,
     session::{Login, Row, Session},
     status::{Status, Worker},
@@ -55,6 +58,7 @@ pub struct Setup {
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
+    network: Option<Network>,
 }
 
 /// Servers copied from one template are one cluster to Postgres: they have its
@@ -74,6 +78,7 @@ impl Setup {
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
+            network: None,
         }
     }
 
@@ -99,6 +104,21 @@ impl Setup {
     /// The role in the `primary_conninfo` of a standby.
     pub fn upstream_role(mut self, role: &str) -> Setup {
         self.upstream_role = role.to_owned();
+        self
+    }
+
+    /// A network of its own, which [`Cluster::cut_network`] cuts: the server is
+    /// in it and so are its client programs. Sessions of the scenario, with
+    /// [`Cluster::connect`] and the like, come by the Unix-domain socket.
+    #[track_caller]
+    pub fn own_network(mut self) -> Setup {
+        self.network = Some(Network::new());
+        self
+    }
+
+    /// The network that `other` is in.
+    pub fn network_of(mut self, other: &Cluster) -> Setup {
+        self.network = other.network.clone();
         self
     }
 
@@ -132,7 +152,7 @@ impl Setup {
             &data.join("postgresql.conf"),
             &format!("{BASE_CONF}{preload}{}", self.conf),
         );
-        Cluster::launch(self.major, dir, self.environment)
+        Cluster::launch(self, dir)
     }
 
     /// A streaming standby of `upstream`, with its configuration and the lines
@@ -142,16 +162,21 @@ impl Setup {
         let dir = scratch::directory("standby");
         let data = dir.path().join("data");
         let login = upstream.login().role(&self.upstream_role);
+        // between two networks there is a socket file only
+        let conninfo = match (&self.network, &upstream.network) {
+            (None, None) => login.application("standby").conninfo(),
+            _ => login.application("standby").conninfo_by_socket(),
+        };
         let mut backup = command(&self.major.program("pg_basebackup"));
         backup
             .args(["--write-recovery-conf", "--wal-method=stream"])
             .args(["--checkpoint=fast", "--no-sync"])
-            .args(["--dbname", &login.application("standby").conninfo()])
+            .args(["--dbname", &conninfo])
             .arg("--pgdata")
             .arg(&data);
         output_of(backup);
         append(&data.join("postgresql.conf"), &self.conf);
-        Cluster::launch(self.major, dir, self.environment)
+        Cluster::launch(self, dir)
     }
 }
 
@@ -193,6 +218,7 @@ pub struct Cluster {
     major: Major,
     dir: TempDir,
     environment: Vec<(String, String)>,
+    network: Option<Network>,
     port: u16,
     postmaster: Option<Child>,
     /// For looking on: views are read over this session.
@@ -229,11 +255,13 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn launch(major: Major, dir: TempDir, environment: Vec<(String, String)>) -> Cluster {
+    fn launch(setup: Setup, dir: TempDir) -> Cluster {
+        let major = setup.major;
         let mut cluster = Cluster {
             major,
             dir,
-            environment,
+            environment: setup.environment,
+            network: setup.network,
             port: 0,
             postmaster: None,
             observer: RefCell::new(None),
@@ -261,7 +289,7 @@ impl Cluster {
             .append(true)
             .open(self.log_file())
             .unwrap_or_else(|e| panic!("could not open {}: {e}", self.log_file().display()));
-        let mut postgres = command(&self.major.program("postgres"));
+        let mut postgres = self.client("postgres");
         postgres
             .arg("-D")
             .arg(self.data())
@@ -315,9 +343,37 @@ impl Cluster {
         self.dir.path().join("data")
     }
 
-    /// A client program of this server's major.
-    pub fn client(&self, program: &str) -> std::process::Command {
-        command(&self.major.program(program))
+    /// A program of this server's major, in this server's network.
+    pub fn client(&self, program: &str) -> Command {
+        as_server_user(self.other_client(&self.major.program(program)))
+    }
+
+    /// A program that is not Postgres's, in this server's network.
+    pub fn other_client(&self, program: &Path) -> Command {
+        let mut command = command_as_ourselves(program);
+        if let Some(network) = &self.network {
+            network.enter(&mut command);
+        }
+        command
+    }
+
+    // -- its network --
+
+    /// From now on packets are lost: neither side's end reaches the other.
+    #[track_caller]
+    pub fn cut_network(&self) {
+        self.network().cut();
+    }
+
+    #[track_caller]
+    pub fn mend_network(&self) {
+        self.network().mend();
+    }
+
+    #[track_caller]
+    fn network(&self) -> &Network {
+        let network = self.network.as_ref();
+        network.expect("a network can be cut that was set up with own_network()")
     }
 
     // -- sessions --
@@ -326,6 +382,8 @@ impl Cluster {
     pub fn login(&self) -> Login {
         Login {
             port: self.port,
+            directory: self.dir.path().display().to_string(),
+            by_socket: self.network.is_some(),
             database: "postgres".to_owned(),
             role: "postgres".to_owned(),
             application: "scenario".to_owned(),
@@ -374,7 +432,7 @@ impl Cluster {
     pub fn paste(&self, database: &str, sql: &str) -> String {
         let mut psql = self.client("psql");
         psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
-            .args(["--host=127.0.0.1", "--username=postgres"])
+            .args(["--host", self.login().host(), "--username=postgres"])
             .arg(format!("--port={}", self.port))
             // else psql would take a name with '=' for a connection string
             .env("PGDATABASE", database);

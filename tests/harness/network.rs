@@ -1,13 +1,21 @@
 //! Networks that let one down, on 127.0.0.1.
 
 use std::{
-    io::{Read, Write},
+    fs::{self, File},
+    io::{self, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    os::fd::AsRawFd,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    process::{Command, Stdio},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
 };
+
+use crate::process::{checked, command_as_ourselves, output_of};
 
 /// A port behind which nobody answers.
 pub struct DeadEnd {
@@ -171,6 +179,121 @@ impl Valve {
             let _ = to.shutdown(Shutdown::Both);
             let _ = from.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// A network of its own for some processes: a namespace that has 127.0.0.1
+/// and nothing else. It has no name and no process of its own, so it ends with
+/// the last process in it and with us, however we end.
+#[derive(Clone)]
+pub(crate) struct Network(Arc<Namespaces>);
+
+struct Namespaces {
+    /// Not for root, who needs no other rights than he has.
+    user: Option<File>,
+    net: File,
+}
+
+impl Network {
+    #[track_caller]
+    pub(crate) fn new() -> Network {
+        let ids = unsafe { (libc::geteuid(), libc::getegid()) };
+        let unprivileged = ids.0 != 0;
+        // Only who is somebody there, as whom he is here, gets at his files.
+        let maps = [
+            ("/proc/self/setgroups", "deny".to_owned()),
+            ("/proc/self/uid_map", format!("{0} {0} 1", ids.0)),
+            ("/proc/self/gid_map", format!("{0} {0} 1", ids.1)),
+        ];
+        // lasts until it has nothing more to read
+        let mut keeper = command_as_ourselves(Path::new("/bin/cat"));
+        keeper.stdin(Stdio::piped()).stdout(Stdio::null());
+        unsafe {
+            keeper.pre_exec(move || {
+                if unprivileged {
+                    checked(libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET))?;
+                    for (file, text) in &maps {
+                        fs::write(file, text)?;
+                    }
+                } else {
+                    checked(libc::unshare(libc::CLONE_NEWNET))?;
+                }
+                set_loopback(true)
+            })
+        };
+        let mut keeper = keeper.spawn().unwrap_or_else(|e| {
+            panic!(
+                "could not make a network namespace: {e}\n\
+                 HINT: Run the tests as root (in a container: with CAP_SYS_ADMIN), or allow \
+                 user namespaces: sudo sysctl user.max_user_namespaces=10000, and where there \
+                 are such, kernel.unprivileged_userns_clone=1 (Debian) and \
+                 kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)."
+            )
+        });
+        let open = |name: &str| {
+            let path = format!("/proc/{}/ns/{name}", keeper.id());
+            File::open(&path).unwrap_or_else(|e| panic!("could not open {path}: {e}"))
+        };
+        let namespaces = Namespaces {
+            user: unprivileged.then(|| open("user")),
+            net: open("net"),
+        };
+        drop(keeper.stdin.take());
+        let _ = keeper.wait();
+        Network(Arc::new(namespaces))
+    }
+
+    /// `command` is to run in it.
+    pub(crate) fn enter(&self, command: &mut Command) {
+        let namespaces = Arc::clone(&self.0);
+        unsafe {
+            command.pre_exec(move || {
+                if let Some(user) = &namespaces.user {
+                    checked(libc::setns(user.as_raw_fd(), libc::CLONE_NEWUSER))?;
+                }
+                checked(libc::setns(namespaces.net.as_raw_fd(), libc::CLONE_NEWNET))
+            })
+        };
+    }
+
+    /// From now on every packet is lost, and nobody is told: the kernel has no
+    /// route for it. Connections stay, and time out as any do.
+    pub(crate) fn cut(&self) {
+        self.change(|| set_loopback(false));
+    }
+
+    /// What is sent again by then, or later, gets through.
+    pub(crate) fn mend(&self) {
+        self.change(|| set_loopback(true));
+    }
+
+    fn change(&self, change: fn() -> io::Result<()>) {
+        let mut inside = command_as_ourselves(Path::new("/bin/true"));
+        self.enter(&mut inside);
+        unsafe { inside.pre_exec(change) };
+        output_of(inside);
+    }
+}
+
+/// Of the network that this process is in. No memory is allocated: it is for
+/// between fork and exec.
+fn set_loopback(up: bool) -> io::Result<()> {
+    unsafe {
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        checked(socket)?;
+        let socket = OwnedFd::from_raw_fd(socket);
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        request.ifr_ifru.ifru_flags = match up {
+            true => libc::IFF_UP as libc::c_short,
+            false => 0,
+        };
+        checked(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS,
+            &request,
+        ))
     }
 }
 

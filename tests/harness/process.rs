@@ -84,6 +84,11 @@ pub fn server_user() -> Option<ServerUser> {
 /// A command that runs as the server's user, and in an environment of which
 /// no PGHOST or LC_MESSAGES of ours gets through.
 pub fn command(program: &Path) -> Command {
+    as_server_user(command_as_ourselves(program))
+}
+
+/// The same, but as the user we are.
+pub fn command_as_ourselves(program: &Path) -> Command {
     let mut command = Command::new(program);
     command
         .env_clear()
@@ -91,10 +96,30 @@ pub fn command(program: &Path) -> Command {
         .env("LC_ALL", "C")
         .current_dir("/")
         .stdin(Stdio::null());
-    if let Some(user) = server_user() {
-        command.uid(user.uid).gid(user.gid);
+    command
+}
+
+/// After what `command` does before that: [`Command::uid`] would come before
+/// all else, and only root may enter a network (`Network::enter`).
+pub fn as_server_user(mut command: Command) -> Command {
+    if let Some(ServerUser { uid, gid }) = server_user() {
+        unsafe {
+            command.pre_exec(move || {
+                checked(libc::setgroups(0, std::ptr::null()))?;
+                checked(libc::setgid(gid))?;
+                checked(libc::setuid(uid))
+            })
+        };
     }
     command
+}
+
+/// What a function of libc returned: -1 for an error.
+pub fn checked(result: libc::c_int) -> io::Result<()> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Runs a command to its end and returns what it printed.
@@ -133,12 +158,8 @@ pub fn spawn(mut command: Command, signal: Signal) -> io::Result<Child> {
 
     // after the change of user, which would clear it
     unsafe {
-        command.pre_exec(move || {
-            match libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong) {
-                0 => Ok(()),
-                _ => Err(io::Error::last_os_error()),
-            }
-        })
+        command
+            .pre_exec(move || checked(libc::prctl(libc::PR_SET_PDEATHSIG, signal as libc::c_ulong)))
     };
     let (reply, child) = mpsc::channel();
     NURSERY

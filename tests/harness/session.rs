@@ -14,10 +14,16 @@ use crate::{
     wait::{PATIENCE, wait_for},
 };
 
+const LOOPBACK: &str = "127.0.0.1";
+
 /// Who connects, and where to.
 #[derive(Clone)]
 pub struct Login {
     pub(crate) port: u16,
+    /// Where the server's Unix-domain socket is.
+    pub(crate) directory: String,
+    /// Whether our sessions come by that one.
+    pub(crate) by_socket: bool,
     pub(crate) database: String,
     pub(crate) role: String,
     pub(crate) application: String,
@@ -39,12 +45,29 @@ impl Login {
         self
     }
 
-    /// As a libpq connection string.
+    /// As a libpq connection string, for a program in the server's network.
     pub fn conninfo(&self) -> String {
+        self.conninfo_to(LOOPBACK)
+    }
+
+    /// The same, for a program anywhere.
+    pub fn conninfo_by_socket(&self) -> String {
+        self.conninfo_to(&self.directory)
+    }
+
+    fn conninfo_to(&self, host: &str) -> String {
         format!(
-            "host=127.0.0.1 port={} dbname={} user={} application_name={}",
+            "host={host} port={} dbname={} user={} application_name={}",
             self.port, self.database, self.role, self.application
         )
+    }
+
+    /// Where our sessions connect to.
+    pub(crate) fn host(&self) -> &str {
+        match self.by_socket {
+            true => &self.directory,
+            false => LOOPBACK,
+        }
     }
 
     #[track_caller]
@@ -55,7 +78,7 @@ impl Login {
 
     pub fn try_connect(&self) -> Result<Session, SqlError> {
         let client = Config::new()
-            .host("127.0.0.1")
+            .host(self.host())
             .port(self.port)
             .dbname(&self.database)
             .user(&self.role)
