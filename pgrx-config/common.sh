@@ -69,6 +69,22 @@ need_cargo() {
     has_cargo || die "cargo is not on $(id -un)'s PATH" "install Rust (rustup), or add its bin directory to PATH"
 }
 
+has_venv() { python3 -c 'import ensurepip, venv' 2>/dev/null; }
+
+# venv_with MODULE PACKAGE...: target/<first package> has them all, once MODULE can be imported there.
+venv_with() {
+    local module=$1 venv=target/$2
+    shift
+    if ! "$venv/bin/python" -c "import $module" 2>/dev/null; then
+        say "fetching $* from PyPI, into $venv"
+        rm -rf "$venv"
+        python3 -m venv "$venv"
+        "$venv/bin/python" -m pip --disable-pip-version-check install --quiet --no-cache-dir \
+            --only-binary=:all: "$@" ||
+            die "$module could not be had from PyPI" "check the network and pip's settings (pip config list)"
+    fi
+}
+
 # install_files BUILD_DIR PKGLIBDIR EXTENSION_DIR
 install_files() {
     # install replaces a file rather than writing into it: a running server has the old one mapped.
