@@ -1,12 +1,16 @@
 //! Those who create a logical slot.
 
-use std::process::Stdio;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use crate::{
     cluster::{Cluster, Setup},
     process::{Pid, Process},
     session::Running,
-    wait::{PATIENCE, wait_for},
+    wait::{PATIENCE, wait_for, wait_until},
 };
 
 /// A way to create a logical slot.
@@ -29,6 +33,22 @@ pub enum Creator {
     SameClusterSubscription,
     /// The SQL function, called by a background worker.
     BackgroundWorker,
+    /// The SQL function, called by an application in Python. It may
+    /// [leave](Creation::leave).
+    Psycopg,
+    /// The same application, with `CREATE_REPLICATION_SLOT`.
+    PsycopgWalsender,
+}
+
+/// How a client's connection ends while its program lives on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leaving {
+    /// It is closed: the server's socket is in CLOSE_WAIT.
+    Close,
+    /// It is closed one way, and the client still reads: so is the server's.
+    Shutdown,
+    /// It is broken off: the server's kernel has dropped it.
+    Reset,
 }
 
 /// A creation under way.
@@ -56,8 +76,11 @@ impl Creator {
             | Creator::TemporaryWalsender
             | Creator::PgRecvlogical
             | Creator::Subscription
-            | Creator::SameClusterSubscription => "walsender",
-            Creator::SqlFunction | Creator::TemporarySqlFunction => "client backend",
+            | Creator::SameClusterSubscription
+            | Creator::PsycopgWalsender => "walsender",
+            Creator::SqlFunction | Creator::TemporarySqlFunction | Creator::Psycopg => {
+                "client backend"
+            }
             Creator::BackgroundWorker => "background_creator",
         }
     }
@@ -78,7 +101,10 @@ impl Creator {
             Creator::SqlFunction => Guard::Statement(sql_function(cluster, slot, "false")),
             Creator::TemporarySqlFunction => Guard::Statement(sql_function(cluster, slot, "true")),
             Creator::Subscription => {
-                let subscriber = Setup::new(cluster.major()).without_extension().start();
+                let subscriber = Setup::new(cluster.major())
+                    .without_extension()
+                    .network_of(cluster)
+                    .start();
                 let running = subscription(cluster, &subscriber, slot);
                 Guard::Subscription(running, Box::new(subscriber))
             }
@@ -88,6 +114,16 @@ impl Creator {
             Creator::BackgroundWorker => Guard::Worker(start_worker(
                 cluster,
                 &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
+            )),
+            Creator::Psycopg => Guard::Program(psycopg(
+                cluster,
+                "",
+                &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
+            )),
+            Creator::PsycopgWalsender => Guard::Program(psycopg(
+                cluster,
+                "replication=database",
+                &format!("CREATE_REPLICATION_SLOT \"{slot}\" LOGICAL pgoutput"),
             )),
         };
         Creation {
@@ -114,6 +150,33 @@ fn sql_function(cluster: &Cluster, slot: &str, temporary: &str) -> Running {
     cluster.login().application("cdc").start(&format!(
         "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput', {temporary})"
     ))
+}
+
+/// See `fixtures/psycopg_creator.py`. It runs as ourselves: the servers' user
+/// may have no access to this checkout nor to our python3.
+#[track_caller]
+fn psycopg(cluster: &Cluster, replication: &str, statement: &str) -> Process {
+    const VARIABLE: &str = "SLOT_SELF_HEAL_PYTHON";
+    let python = env::var_os(VARIABLE).map(PathBuf::from).unwrap_or_else(|| {
+        panic!(
+            "{VARIABLE} is not set\n\
+             HINT: Run \"make test\", which sets psycopg up, or let it name a python3 that \
+             has psycopg 3."
+        )
+    });
+    assert!(
+        python.exists(),
+        "{VARIABLE} names no program: {}\nHINT: Run \"make test\" again.",
+        python.display()
+    );
+    let conninfo = cluster.login().application("cdc").conninfo();
+    let mut program = cluster.other_client(&python);
+    program
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/psycopg_creator.py"))
+        .arg(format!("{conninfo} {replication}"))
+        .arg(statement)
+        .stdin(Stdio::piped());
+    Process::start(program, cluster.dir())
 }
 
 /// On a standby the publication must be there already.
@@ -161,6 +224,23 @@ impl Creation {
             Guard::Program(program) => Some(program),
             Guard::Statement(_) | Guard::Subscription(..) | Guard::Worker(_) => None,
         }
+    }
+
+    /// The application's connection ends, and its program lives on.
+    #[track_caller]
+    pub fn leave(&mut self, how: Leaving) {
+        let application = match (self.creator, &mut self.guard) {
+            (Creator::Psycopg | Creator::PsycopgWalsender, Guard::Program(program)) => program,
+            (creator, _) => panic!("{creator:?} cannot leave and live on"),
+        };
+        let word = match how {
+            Leaving::Close => "close",
+            Leaving::Shutdown => "shutdown",
+            Leaving::Reset => "reset",
+        };
+        application.type_line(word);
+        let done = format!("done {word}\n");
+        wait_until(&done, PATIENCE, || application.printed().contains(&done));
     }
 
     /// The statement under way, where the client is a session of ours.

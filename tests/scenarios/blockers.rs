@@ -98,7 +98,9 @@ fn check_creator(creator: Creator, status: &Status) {
         Creator::Walsender
         | Creator::TemporaryWalsender
         | Creator::SqlFunction
-        | Creator::TemporarySqlFunction => Some("cdc"),
+        | Creator::TemporarySqlFunction
+        | Creator::Psycopg
+        | Creator::PsycopgWalsender => Some("cdc"),
         Creator::Subscription => Some(SLOT),
         Creator::PgRecvlogical | Creator::BackgroundWorker | Creator::SameClusterSubscription => {
             None
