@@ -17,6 +17,7 @@ mod process;
 mod scratch;
 mod session;
 mod status;
+mod tablesync;
 mod wait;
 mod wal;
 
@@ -28,5 +29,6 @@ pub use network::{DeadEnd, Proxy};
 pub use process::{Pid, Process, Signal, output_of};
 pub use session::{Login, Running, Session, SqlError};
 pub use status::{BlockerRow, Status, Worker, statements};
+pub use tablesync::Tablesync;
 pub use wait::{PATIENCE, for_a_while, wait_for, wait_until};
 pub use wal::Lsn;
