@@ -2,9 +2,9 @@
 
 use crate::{
     cluster::Cluster,
-    creator::start_worker,
-    process::Pid,
-    session::{Running, Session},
+    creator::{replication_psql, start_worker},
+    process::{Pid, Process},
+    session::{Login, Running, Session},
     wait::{PATIENCE, wait_for},
 };
 
@@ -21,8 +21,12 @@ pub enum Blocker {
     Prepared,
     /// The server needs [`Blocker::AUTOVACUUM_CONF`].
     Autovacuum,
+    /// The same, for an autovacuum to prevent wraparound.
+    WraparoundAutovacuum,
     AnotherDatabase,
     BackgroundWorker,
+    /// Idle in a transaction over the replication protocol.
+    Walsender,
 }
 
 /// A transaction that blocks. Ends on drop, except for a prepared one, which
@@ -32,7 +36,7 @@ pub struct Blocking {
     /// None for a prepared transaction.
     pub pid: Option<Pid>,
     pub gid: Option<String>,
-    pub database: &'static str,
+    pub database: String,
     holder: Holder,
 }
 
@@ -41,6 +45,7 @@ enum Holder {
     Statement {
         _running: Running,
     },
+    Program(Process),
     /// A prepared transaction or a process of the server's own.
     Server,
 }
@@ -64,58 +69,67 @@ deadlock_timeout = 1h
     /// it need say nothing.
     pub fn state(self) -> Option<&'static str> {
         match self {
-            Blocker::IdleInTransaction | Blocker::AnotherDatabase => Some("idle in transaction"),
+            Blocker::IdleInTransaction | Blocker::AnotherDatabase | Blocker::Walsender => {
+                Some("idle in transaction")
+            }
             Blocker::AbortedWithSavepoint => Some("idle in transaction (aborted)"),
             Blocker::Active => Some("active"),
             Blocker::Prepared => Some("prepared"),
-            Blocker::Autovacuum | Blocker::BackgroundWorker => None,
+            Blocker::Autovacuum | Blocker::WraparoundAutovacuum | Blocker::BackgroundWorker => None,
         }
     }
 
     /// Begins to hold an xid.
     #[track_caller]
     pub fn start(self, cluster: &Cluster) -> Blocking {
+        self.start_as(cluster, &cluster.login().application(Self::APPLICATION))
+    }
+
+    /// The same, for a session of somebody else. The server's own processes
+    /// are whose they are.
+    #[track_caller]
+    pub fn start_as(self, cluster: &Cluster, login: &Login) -> Blocking {
         match self {
-            Blocker::IdleInTransaction => {
-                let (session, xid) = begin(cluster, "postgres");
-                Blocking::by_session(session, xid, "postgres")
-            }
+            Blocker::IdleInTransaction => Blocking::by_session(begin(login), login),
             Blocker::AnotherDatabase => {
                 cluster.run("CREATE DATABASE elsewhere");
-                let (session, xid) = begin(cluster, "elsewhere");
-                Blocking::by_session(session, xid, "elsewhere")
+                let login = login.clone().database("elsewhere");
+                Blocking::by_session(begin(&login), &login)
             }
             Blocker::AbortedWithSavepoint => {
-                let (mut session, xid) = begin(cluster, "postgres");
+                let (mut session, xid) = begin(login);
                 session.run("SAVEPOINT s");
                 session.error("SELECT 1/0");
-                Blocking::by_session(session, xid, "postgres")
+                Blocking::by_session((session, xid), login)
             }
             Blocker::Active => {
-                let (session, _) = begin(cluster, "postgres");
+                let (session, _) = begin(login);
                 let running = session.start("SELECT pg_sleep(3600)");
                 let (pid, xid) = xid_holder(
                     cluster,
                     &format!("pid = {} AND wait_event = 'PgSleep'", running.pid()),
                 );
                 Blocking {
+                    database: login.database.clone(),
                     holder: Holder::Statement { _running: running },
                     ..Blocking::by_server(pid, xid)
                 }
             }
+            Blocker::Walsender => begin_over_replication(cluster, login),
             Blocker::Prepared => {
-                let (mut session, xid) = begin(cluster, "postgres");
+                let (mut session, xid) = begin(login);
                 let gid = GID.replace('\'', "''");
                 session.run(&format!("PREPARE TRANSACTION '{gid}'"));
                 Blocking {
                     xid,
                     pid: None,
                     gid: Some(GID.to_owned()),
-                    database: "postgres",
+                    database: login.database.clone(),
                     holder: Holder::Server,
                 }
             }
             Blocker::Autovacuum => analyze_by_autovacuum(cluster),
+            Blocker::WraparoundAutovacuum => vacuum_analyze_to_prevent_wraparound(cluster),
             Blocker::BackgroundWorker => {
                 let worker = start_worker(cluster, "SELECT pg_current_xact_id(), pg_sleep(3600)");
                 let condition = format!("pid = {worker} AND wait_event = 'PgSleep'");
@@ -127,12 +141,12 @@ deadlock_timeout = 1h
 }
 
 impl Blocking {
-    fn by_session(session: Session, xid: String, database: &'static str) -> Blocking {
+    fn by_session((session, xid): (Session, String), login: &Login) -> Blocking {
         Blocking {
             xid,
             pid: Some(session.pid()),
             gid: None,
-            database,
+            database: login.database.clone(),
             holder: Holder::Session(session),
         }
     }
@@ -142,7 +156,7 @@ impl Blocking {
             xid,
             pid: Some(pid),
             gid: None,
-            database: "postgres",
+            database: "postgres".to_owned(),
             holder: Holder::Server,
         }
     }
@@ -152,30 +166,65 @@ impl Blocking {
     pub fn session(&mut self) -> &mut Session {
         match &mut self.holder {
             Holder::Session(session) => session,
-            Holder::Statement { .. } | Holder::Server => panic!("no session to speak through"),
+            Holder::Statement { .. } | Holder::Program(_) | Holder::Server => {
+                panic!("no session to speak through")
+            }
         }
     }
 
     #[track_caller]
-    pub fn commit(mut self) {
-        self.session().run("COMMIT");
+    pub fn commit(self) {
+        self.end_with("COMMIT");
     }
 
     #[track_caller]
-    pub fn rollback(mut self) {
-        self.session().run("ROLLBACK");
+    pub fn rollback(self) {
+        self.end_with("ROLLBACK");
+    }
+
+    #[track_caller]
+    fn end_with(mut self, sql: &str) {
+        match &mut self.holder {
+            Holder::Program(psql) => {
+                psql.type_line(&format!("{sql};"));
+                assert!(psql.finish().success(), "{}", psql.printed());
+            }
+            Holder::Session(_) | Holder::Statement { .. } | Holder::Server => {
+                self.session().run(sql);
+            }
+        }
     }
 }
 
 /// A session with a transaction that has an xid.
 #[track_caller]
-fn begin(cluster: &Cluster, database: &str) -> (Session, String) {
-    let login = cluster.login().application(Blocker::APPLICATION);
-    let mut session = login.database(database).connect();
+fn begin(login: &Login) -> (Session, String) {
+    let mut session = login.connect();
     session.run("BEGIN");
     // without the epoch, as pg_stat_activity.backend_xid has it
     let xid = session.value("SELECT pg_current_xact_id()::xid");
     (session, xid)
+}
+
+/// The same in a walsender, which takes SQL as well.
+#[track_caller]
+fn begin_over_replication(cluster: &Cluster, login: &Login) -> Blocking {
+    let mut psql = replication_psql(cluster, login);
+    psql.type_line("BEGIN;");
+    psql.type_line("SELECT 'holds', pg_backend_pid(), pg_current_xact_id()::xid \\g (format=csv)");
+    let (pid, xid) = wait_for("the walsender's xid", PATIENCE, || {
+        let printed = psql.printed();
+        let line = printed.lines().find_map(|line| line.strip_prefix("holds,"));
+        match line.and_then(|line| line.split_once(',')) {
+            Some((pid, xid)) => Ok((pid.to_owned(), xid.to_owned())),
+            None => Err(printed),
+        }
+    });
+    Blocking {
+        database: login.database.clone(),
+        holder: Holder::Program(psql),
+        ..Blocking::by_server(Pid(pid.parse().expect("a pid is a number")), xid)
+    }
 }
 
 /// Waits for a process that holds an xid; for such as do not tell us.
@@ -206,20 +255,43 @@ fn xid_holder(cluster: &Cluster, condition: &str) -> (Pid, String) {
 /// except of a table with children: their common statistics come after the
 /// table's own, in the same transaction, and here reading the child's pages
 /// takes 100 ms each.
+#[track_caller]
 fn analyze_by_autovacuum(cluster: &Cluster) -> Blocking {
+    create_slow_to_analyze(cluster, "");
+    let (pid, xid) = xid_holder(cluster, "query = 'autovacuum: ANALYZE public.parent'");
+    Blocking::by_server(pid, xid)
+}
+
+/// The same, of a table that is to be vacuumed as well: it is not looked at
+/// until it must be, for its age, and then the same worker does both.
+#[track_caller]
+fn vacuum_analyze_to_prevent_wraparound(cluster: &Cluster) -> Blocking {
+    create_slow_to_analyze(
+        cluster,
+        // the least there may be
+        ", autovacuum_enabled = off, autovacuum_freeze_max_age = 100000",
+    );
+    cluster.connect().run(
+        "DO $$ BEGIN FOR i IN 0..100000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
+    );
+    let query = "autovacuum: VACUUM ANALYZE public.parent (to prevent wraparound)";
+    let (pid, xid) = xid_holder(cluster, &format!("query = '{query}'"));
+    Blocking::by_server(pid, xid)
+}
+
+#[track_caller]
+fn create_slow_to_analyze(cluster: &Cluster, more_options: &str) {
     let mut session = cluster.connect();
     session.run("CREATE TABLE child (filler text) WITH (autovacuum_enabled = off)");
     session.run("ALTER TABLE child ALTER filler SET STORAGE PLAIN");
     session.run("INSERT INTO child SELECT repeat('x', 7000) FROM generate_series(1, 2000)");
-    session.run(
+    session.run(&format!(
         "CREATE TABLE parent (filler text) WITH \
          (autovacuum_analyze_threshold = 1, autovacuum_analyze_scale_factor = 0, \
-          autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)",
-    );
+          autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1 {more_options})"
+    ));
     session.run("ALTER TABLE child INHERIT parent");
     session.run("INSERT INTO parent SELECT 'x' FROM generate_series(1, 100)");
     // a session reports what it changed at its end, else up to 10 s later
     drop(session);
-    let (pid, xid) = xid_holder(cluster, "query = 'autovacuum: ANALYZE public.parent'");
-    Blocking::by_server(pid, xid)
 }

@@ -9,7 +9,7 @@ use std::{
 use crate::{
     cluster::{Cluster, Setup},
     process::{Pid, Process},
-    session::Running,
+    session::{Login, Running},
     wait::{PATIENCE, wait_for, wait_until},
 };
 
@@ -134,16 +134,23 @@ impl Creator {
 }
 
 fn walsender(cluster: &Cluster, slot: &str, temporary: &str) -> Process {
-    let mut psql = cluster.client("psql");
-    let conninfo = cluster.login().application("cdc").conninfo();
-    psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
-        .args(["--dbname", &format!("{conninfo} replication=database")])
-        .stdin(Stdio::piped());
-    let mut psql = Process::start(psql, cluster.dir());
+    let mut psql = replication_psql(cluster, &cluster.login().application("cdc"));
     psql.type_line(&format!(
         "CREATE_REPLICATION_SLOT \"{slot}\" {temporary} LOGICAL pgoutput;"
     ));
     psql
+}
+
+/// A psql that waits for lines, connected to a walsender.
+pub fn replication_psql(cluster: &Cluster, login: &Login) -> Process {
+    let mut psql = cluster.client("psql");
+    psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
+        .args([
+            "--dbname",
+            &format!("{} replication=database", login.conninfo()),
+        ])
+        .stdin(Stdio::piped());
+    Process::start(psql, cluster.dir())
 }
 
 fn sql_function(cluster: &Cluster, slot: &str, temporary: &str) -> Running {

@@ -35,13 +35,16 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
 #[track_caller]
 pub(crate) fn primary_for(blocker: Blocker, major: Major) -> Cluster {
     let setup = match blocker {
-        Blocker::Autovacuum => Setup::new(major).conf(Blocker::AUTOVACUUM_CONF),
+        Blocker::Autovacuum | Blocker::WraparoundAutovacuum => {
+            Setup::new(major).conf(Blocker::AUTOVACUUM_CONF)
+        }
         Blocker::IdleInTransaction
         | Blocker::Active
         | Blocker::AbortedWithSavepoint
         | Blocker::Prepared
         | Blocker::AnotherDatabase
-        | Blocker::BackgroundWorker => Setup::new(major),
+        | Blocker::BackgroundWorker
+        | Blocker::Walsender => Setup::new(major),
     };
     with_extension(setup)
 }
@@ -123,8 +126,14 @@ fn check_creator(creator: Creator, status: &Status) {
 fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
     assert_eq!(row.pid, blocking.pid);
     assert_eq!(row.gid, blocking.gid);
-    assert_eq!(row.database.as_deref(), Some(blocking.database), "{row:#?}");
-    assert!(row.xact_start.is_some(), "{row:#?}");
+    assert_eq!(
+        row.database.as_deref(),
+        Some(blocking.database.as_str()),
+        "{row:#?}"
+    );
+    // Postgres keeps a walsender's to itself (pg_stat_get_activity)
+    let has_xact_start = blocker != Blocker::Walsender;
+    assert_eq!(row.xact_start.is_some(), has_xact_start, "{row:#?}");
     if let Some(state) = blocker.state() {
         assert_eq!(row.state.as_deref(), Some(state));
     }
@@ -150,6 +159,18 @@ fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
         Blocker::Autovacuum => {
             assert_eq!(query, Some("autovacuum: ANALYZE public.parent"));
             assert_eq!(row.client_addr, None);
+        }
+        Blocker::WraparoundAutovacuum => {
+            let autovacuum = "autovacuum: VACUUM ANALYZE public.parent (to prevent wraparound)";
+            assert_eq!(query, Some(autovacuum));
+            assert_eq!(row.client_addr, None);
+        }
+        Blocker::Walsender => {
+            check_session(row);
+            assert!(
+                query.is_some_and(|query| query.contains("pg_current_xact_id")),
+                "{row:#?}"
+            );
         }
         Blocker::BackgroundWorker => {
             assert_eq!(query, Some("SELECT pg_current_xact_id(), pg_sleep(3600)"));
@@ -198,4 +219,12 @@ behind_each_blocker!(
     autovacuum = Autovacuum,
     another_database = AnotherDatabase,
     background_worker = BackgroundWorker,
+);
+
+// No creator makes a difference to what these are.
+scenarios!(
+    on_every_major:
+    walsender = named_and_ended(Creator::SqlFunction, Blocker::Walsender),
+    wraparound_autovacuum =
+        named_and_ended(Creator::SqlFunction, Blocker::WraparoundAutovacuum),
 );

@@ -43,7 +43,7 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
     check_hint(status.hint());
     assert!(status.hint().contains("primary"), "{status:#?}");
 
-    pair.primary.paste(blocking.database, status.hint());
+    pair.primary.paste(&blocking.database, status.hint());
     let status = pair.finish(&mut creation);
     assert!(status.blockers.is_empty(), "{status:#?}");
     assert_eq!(status.hint, None);
