@@ -156,9 +156,7 @@ pub fn judge<'a>(
         BlockerAction::Cancel => Ending::Cancel,
         BlockerAction::Terminate => Ending::Terminate,
     };
-    // Whoever says so may be another server: what has blocked for so long has run for so long.
-    let has_run = |started: Timestamp| now.since(started) >= rule.grace;
-    if blocked_for < rule.grace || !transaction.started.is_some_and(has_run) {
+    if blocked_for < rule.grace {
         return Err(Guard::Grace);
     }
     creators.try_for_each(|creator| kin(creator, pid, transaction))?;
@@ -168,6 +166,11 @@ pub fn judge<'a>(
         "autovacuum worker" => return autovacuum(transaction, rule).map(|ending| (pid, ending)),
         "client backend" => {}
         other => return Err(Guard::NotAClient(other.to_owned())),
+    }
+    // Whoever says so may be another server: what has blocked for so long has run for so long.
+    let has_run = |started: Timestamp| now.since(started) >= rule.grace;
+    if !transaction.started.is_some_and(has_run) {
+        return Err(Guard::Grace);
     }
     if standing.is_superuser {
         return Err(Guard::Superuser);
@@ -327,7 +330,11 @@ mod tests {
     fn privileged_sessions_are_spared() {
         let spared = with(|case| case.standing.is_superuser = true);
         assert_eq!(spared, Err(Guard::Superuser));
-        let spared = with(|case| case.standing.backend_type = "walsender".into());
+        let spared = with(|case| {
+            case.standing.backend_type = "walsender".into();
+            // As pg_stat_activity shows one.
+            case.transaction.started = None;
+        });
         assert_eq!(spared, Err(Guard::Replication));
         let spared = with(|case| case.standing.protected_as = Some("ops".into()));
         assert_eq!(spared, Err(Guard::ProtectedRole("ops".into())));

@@ -25,7 +25,7 @@ use crate::{
     },
     scratch,
     session::{Login, Row, Session},
-    status::{Status, Worker},
+    status::{Finished, Status, Worker},
     wait::{PATIENCE, wait_for, wait_until},
     wal::Lsn,
 };
@@ -576,6 +576,38 @@ impl Cluster {
         self.wait_for_status(slot, &format!("state {state}"), |status| {
             status.state == state
         })
+    }
+
+    /// Creations that are over, newest first.
+    #[track_caller]
+    pub fn history(&self) -> Vec<Finished> {
+        const SECONDS: &str = "jsonb_build_object(\
+            'waited_for_transactions', extract(epoch FROM waited_for_transactions), \
+            'waited_for_record', extract(epoch FROM waited_for_record), \
+            'waited_for_replay', extract(epoch FROM waited_for_replay))";
+        self.rows(&format!(
+            "SELECT to_jsonb(h) || {SECONDS} FROM slot_self_heal_history h"
+        ))
+        .into_iter()
+        .map(|row| {
+            let row = row[0].as_deref().expect("a row is not NULL");
+            serde_json::from_str(row).unwrap_or_else(|e| panic!("{e} in {row}"))
+        })
+        .collect()
+    }
+
+    /// Waits for the end of a creation, and tells how it ended.
+    #[track_caller]
+    pub fn wait_for_end_of(&self, slot: &str) -> Finished {
+        wait_for(
+            &format!("slot {slot} in slot_self_heal_history"),
+            PATIENCE,
+            || {
+                let history = self.history();
+                let found = history.iter().find(|finished| finished.slot_name == slot);
+                found.cloned().ok_or_else(|| format!("{history:?}"))
+            },
+        )
     }
 
     #[track_caller]

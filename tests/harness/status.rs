@@ -77,6 +77,25 @@ impl Status {
     }
 }
 
+/// A row of `slot_self_heal_history`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Finished {
+    pub slot_name: String,
+    pub database: String,
+    pub creator_type: Option<String>,
+    pub creator_application: Option<String>,
+    pub started_at: Option<String>,
+    pub ended_at: Option<String>,
+    pub outcome: String,
+    /// In seconds.
+    pub waited_for_transactions: f64,
+    pub waited_for_record: f64,
+    pub waited_for_replay: f64,
+    pub nudges: i64,
+    pub max_retained_wal: Option<i64>,
+    pub blockers: Vec<BlockerRow>,
+}
+
 /// The row of `slot_self_heal_worker`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Worker {
