@@ -379,6 +379,23 @@ pub fn wal_level_too_low() -> Notice {
     }
 }
 
+pub fn clients_not_seen() -> Notice {
+    Notice {
+        detail: Some(
+            "Only on Linux it can tell for certain that a client has closed its connection.".into(),
+        ),
+        hint: Some(
+            "ALTER SYSTEM SET slot_self_heal.creation_timeout = '6h'; SELECT pg_reload_conf(); -- \
+             ends what takes too long, client or not"
+                .into(),
+        ),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "slot_self_heal.cancel_abandoned has no effect on this system",
+        )
+    }
+}
+
 pub fn cannot_connect(database: &str, retry: Duration) -> Notice {
     Notice {
         detail: Some("The message before this one says why.".into()),

@@ -29,6 +29,7 @@ use crate::core::upstream::{self, Look};
 use crate::core::watch::{Change, Watch};
 use crate::core::xid::Xid;
 use crate::ledger::{self, Trouble};
+use crate::server::connection;
 use crate::server::gate::{self, Gate};
 use crate::server::hearing::hear;
 use crate::server::process::{self, Activity};
@@ -110,6 +111,9 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
     report::init_debug_log();
     if server::wal_level() < WalLevel::Logical {
         report::log(narrate::wal_level_too_low());
+    }
+    if !connection::SUPPORTED && settings::policy().limits.cancel_abandoned {
+        report::log(narrate::clients_not_seen());
     }
 
     let mut worker = Worker::resume();

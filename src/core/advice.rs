@@ -157,8 +157,8 @@ fn on_abandoned(
         in_words(now.since(since))
     );
     let (end, hint) = if limits.cancel_abandoned {
-        let after = in_words(ABANDONED_FOR);
-        let end = format!("slot_self_heal cancels the creation {after} after it");
+        let left = ABANDONED_FOR.saturating_sub(now.since(since));
+        let end = format!("slot_self_heal cancels the creation in {}", in_words(left));
         (end, None)
     } else {
         let end = "should the creation ever be over, the slot would stay, and hold back WAL for \

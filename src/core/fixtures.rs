@@ -33,7 +33,7 @@ pub fn creator() -> Creator {
             client_addr: Some("10.0.0.5".into()),
         },
         wait: CreatorWait::Transaction,
-        client_port: Some(50_000),
+        client: Client::from_activity(Some("10.0.0.5"), Some(50_000)),
         connection: Connection::Open,
         own_limits: OwnLimits::default(),
     }

@@ -1,6 +1,7 @@
 //! What one scan saw of the server.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
@@ -229,18 +230,9 @@ pub enum Progress {
 pub struct Creator {
     pub identity: CreatorIdentity,
     pub wait: CreatorWait,
-    /// As in `pg_stat_activity`: -1 for a Unix-domain socket, `None` without a client.
-    pub client_port: Option<i32>,
+    pub client: Option<Client>,
     pub connection: Connection,
     pub own_limits: OwnLimits,
-}
-
-/// Whether the client's end of a creator's connection is still open, as far as the kernel knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connection {
-    Open,
-    Closed,
-    Unknown,
 }
 
 /// What stays the same of a creator for as long as it lives.
@@ -291,6 +283,40 @@ impl CreatorWait {
             Self::Working
         }
     }
+}
+
+/// Where a session's client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Client {
+    Tcp(SocketAddr),
+    /// On this machine, over a Unix-domain socket.
+    UnixSocket,
+}
+
+impl Client {
+    /// Reads `pg_stat_activity`'s columns: `client_addr` as `host()` prints it, and `client_port`,
+    /// which is -1 for a Unix-domain socket. `None` for a process that has no client.
+    pub fn from_activity(addr: Option<&str>, port: Option<i32>) -> Option<Self> {
+        match (addr, port?) {
+            (None, -1) => Some(Self::UnixSocket),
+            (Some(addr), port) => {
+                let addr = addr.parse().ok()?;
+                let port = u16::try_from(port).ok()?;
+                Some(Self::Tcp(SocketAddr::new(addr, port)))
+            }
+            (None, _) => None,
+        }
+    }
+}
+
+/// Whether a session's client has closed its connection, as far as the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// A network that is slow or cut closes nothing.
+    Open,
+    /// By the client, by the end of its process, or given up by the kernel.
+    Closed,
+    Unknown,
 }
 
 /// A transaction that has an xid and has not ended: it may have to end before a slot is usable.
@@ -480,9 +506,11 @@ impl<'a> Row<'a> {
         let backend_type = self.text("creator_type")?;
         let wait_event_type = self.text("creator_wait_event_type")?;
         let wait_event = self.text("creator_wait_event")?;
+        let client_addr: Option<String> = self.optional("creator_client_addr")?;
+        let client_port = self.optional("creator_client_port")?;
         Ok(Creator {
             wait: CreatorWait::from_activity(&backend_type, &wait_event_type, &wait_event),
-            client_port: self.optional("creator_client_port")?,
+            client: Client::from_activity(client_addr.as_deref(), client_port),
             // Neither is known to SQL.
             connection: Connection::Unknown,
             own_limits: OwnLimits::default(),
@@ -491,7 +519,7 @@ impl<'a> Row<'a> {
                 backend_start: self.timestamp("creator_start")?,
                 backend_type,
                 application_name: self.text("creator_application")?,
-                client_addr: self.optional("creator_client_addr")?,
+                client_addr,
             },
         })
     }
@@ -735,6 +763,21 @@ mod tests {
             let lock = wait(creator, Some("Lock"), Some("transactionid"));
             assert_eq!(lock, CreatorWait::Transaction, "{creator}");
         }
+    }
+
+    #[test]
+    fn a_client_is_known_by_its_address_and_port() {
+        let tcp = |text: &str| Some(Client::Tcp(text.parse().expect("an address")));
+        let client = Client::from_activity;
+        assert_eq!(client(Some("10.0.0.7"), Some(5433)), tcp("10.0.0.7:5433"));
+        assert_eq!(client(Some("fe80::1"), Some(5433)), tcp("[fe80::1]:5433"));
+        let mapped = client(Some("::ffff:10.0.0.7"), Some(5433));
+        assert_eq!(mapped, tcp("[::ffff:10.0.0.7]:5433"));
+        assert_eq!(client(None, Some(-1)), Some(Client::UnixSocket));
+        assert_eq!(client(None, None), None);
+        assert_eq!(client(Some("10.0.0.7"), Some(-1)), None);
+        assert_eq!(client(Some("10.0.0.7"), None), None);
+        assert_eq!(client(Some("somewhere"), Some(5433)), None);
     }
 
     #[test]

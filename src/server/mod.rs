@@ -1,6 +1,9 @@
 //! The only code that touches the server: its shared memory, its functions, its SQL.
 #![allow(unsafe_code)]
 
+pub mod clients;
+#[cfg_attr(not(target_os = "linux"), path = "connection_elsewhere.rs")]
+pub mod connection;
 mod conninfo;
 pub mod gate;
 pub mod hearing;
@@ -13,6 +16,8 @@ pub mod secret;
 pub mod setting;
 pub mod signal;
 pub mod transaction;
+#[cfg(target_os = "linux")]
+mod unix_diag;
 pub mod upstream;
 mod version;
 

@@ -6,10 +6,11 @@ use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
+use super::clients::Clients;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
 use crate::core::observation::{
-    Creator, Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
+    Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
 };
 use crate::core::xid::Xid;
 use crate::settings;
@@ -27,11 +28,19 @@ pub struct Scanner {
     transactions: Option<OwnedPreparedStatement>,
     own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
+    clients: Clients,
 }
 
 impl Scanner {
-    /// One look, in a transaction of the worker's own.
+    /// One look.
     pub fn observe(&mut self) -> Result<Observation, Notice> {
+        let mut observation = self.scan()?;
+        self.clients.look_at(&mut observation.slots);
+        Ok(observation)
+    }
+
+    /// What SQL tells, in a transaction of the worker's own.
+    fn scan(&mut self) -> Result<Observation, Notice> {
         read_only_fallible(|| {
             let role = super::role();
             let slots = planned(&mut self.slots, SLOTS)?;
@@ -73,7 +82,7 @@ impl Scanner {
     }
 
     fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {
-        let mut creators: Vec<&mut Creator> = slots.iter_mut().filter_map(Slot::creator).collect();
+        let mut creators: Vec<_> = slots.iter_mut().filter_map(Slot::creator).collect();
         if creators.is_empty() {
             return Ok(());
         }
