@@ -211,7 +211,7 @@ fn renew_worker(watch: &mut Session) -> Option<Pid> {
 }
 
 /// Nanoseconds, from schedstat: clock ticks are too coarse for so little.
-fn cpu_time(pid: Pid) -> Duration {
+pub fn cpu_time(pid: Pid) -> Duration {
     Process::new(pid.0)
         .and_then(|process| process.schedstat())
         .map(|stat| Duration::from_nanos(stat.sum_exec_runtime))

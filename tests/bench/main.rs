@@ -5,6 +5,7 @@
 //! otherwise the same, in one run: what counts is the ratio, not the machine.
 
 mod creation;
+mod crowd;
 mod healing;
 mod idle;
 mod records;
@@ -29,7 +30,7 @@ usage: bench [--quick] [--hold SECONDS] [--rounds N] [--watch SECONDS] [--idle S
   --watch SECONDS how long a creation that is stuck is watched, or one is
                   blocked whose records are counted (60)
   --idle SECONDS  how long the servers idle (60)
-  --only TABLE    healing, seeing, creation, resting, records or idle";
+  --only TABLE    healing, seeing, creation, resting, records, idle or crowd";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Table {
@@ -39,16 +40,18 @@ enum Table {
     Resting,
     Records,
     Idle,
+    Crowd,
 }
 
 impl Table {
-    const ALL: [Table; 6] = [
+    const ALL: [Table; 7] = [
         Table::Healing,
         Table::Seeing,
         Table::Creation,
         Table::Resting,
         Table::Records,
         Table::Idle,
+        Table::Crowd,
     ];
 
     fn name(self) -> &'static str {
@@ -59,6 +62,7 @@ impl Table {
             Table::Resting => "resting",
             Table::Records => "records",
             Table::Idle => "idle",
+            Table::Crowd => "crowd",
         }
     }
 }
@@ -166,6 +170,7 @@ fn main() {
             Table::Resting => resting::measure(&mut replicas, &effort),
             Table::Records => records::measure(&mut replicas, &effort),
             Table::Idle => idle::measure(&pairs, &replicas, &effort),
+            Table::Crowd => crowd::measure(&effort),
         }
     }
 }
