@@ -66,6 +66,7 @@ mod failures;
 mod hints;
 mod hostile_database;
 mod idle;
+mod limits;
 mod log_lines;
 mod many_slots;
 mod privileges;

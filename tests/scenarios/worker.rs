@@ -89,7 +89,7 @@ fn takes_no_xid_while_it_watches(major: Major) {
 }
 
 /// Terminates the worker and waits for the next.
-fn renew_worker(cluster: &Cluster) -> Pid {
+pub(crate) fn renew_worker(cluster: &Cluster) -> Pid {
     let old = cluster
         .wait_for_worker("a pid", |worker| worker.pid.is_some())
         .pid
