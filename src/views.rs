@@ -66,7 +66,6 @@ fn slot_self_heal_get_status() -> TableIterator<
         finished: ledger::finished(),
         worker,
         role: server::role(),
-        limits: settings::policy().limits,
     };
     let now = server::now();
     let rows: Vec<_> = slots

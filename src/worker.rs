@@ -248,6 +248,7 @@ impl Worker {
             Gate::Open(_) | Gate::Closed => None,
         };
         let policy = settings::policy();
+        self.watch.limits.clone_from(&policy.limits);
         let mut changes = self.watch.update(&observation);
         let known = self.look.clone();
         let mut acted = Ok(());

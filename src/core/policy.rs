@@ -14,7 +14,7 @@ pub struct Policy {
 }
 
 /// When a creation is cancelled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
     pub cancel_abandoned: bool,
     pub cancel_blocking_replay: bool,

@@ -9,7 +9,6 @@ use super::diagnosis::{Kinship, State, kinship};
 use super::episode::{Episode, Nudge};
 use super::history::{Finished, Outcome};
 use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
-use super::policy::Limits;
 use super::risk;
 use super::time::Timestamp;
 use super::watch::Watch;
@@ -45,7 +44,6 @@ pub struct Known {
     pub finished: Vec<Finished>,
     pub worker: Worker,
     pub role: Role,
-    pub limits: Limits,
 }
 
 /// Tells the status of a slot from the server's own view of it and from what the worker knows.
@@ -104,7 +102,7 @@ fn of_episode(slot: Slot, episode: &Episode, known: &Known, now: Timestamp) -> S
         blockers: blockers_as_json(known.watch.blockers_of(episode), &episode.creator),
         nudges: episode.nudges,
         last_nudge: episode.last_nudge,
-        advice: advice::on_creation(episode, &known.watch, known.role, &known.limits, now),
+        advice: advice::on_creation(episode, &known.watch, known.role, &known.watch.limits, now),
     }
 }
 
@@ -227,11 +225,13 @@ mod tests {
 
     fn known(watch: Watch, worker: Worker) -> Known {
         Known {
-            watch,
+            watch: Watch {
+                limits: Policy::default().limits,
+                ..watch
+            },
             finished: Vec::new(),
             worker,
             role: Role::Primary,
-            limits: Policy::default().limits,
         }
     }
 

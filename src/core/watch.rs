@@ -12,6 +12,7 @@ use super::episode::{Episode, Nudge, Telling};
 use super::history::{Finished, REMEMBERED};
 use super::limit::{Cancelled, Reason};
 use super::observation::{CreatorWait, Observation, Progress, Role, Slot, SlotName};
+use super::policy::Limits;
 use super::replay::Replay;
 use super::risk::WalRate;
 use super::time::Timestamp;
@@ -52,6 +53,8 @@ pub struct Watch {
     pub replay: Option<Replay>,
     pub upstream: Upstream,
     pub wal_rate: WalRate,
+    /// Those of the worker, which are in force: a session may have others.
+    pub limits: Limits,
     /// The role that may not see the primary's sessions, as the upstream says.
     pub blind: Option<String>,
     sent: Option<Sent>,
