@@ -217,9 +217,11 @@ pub fn own_limits(creation_timeout: Option<&str>, max_retained_wal: Option<&str>
     OwnLimits {
         creation_timeout: creation_timeout
             .and_then(|text| setting::parse_limit(text, TIMEOUT_UNIT))
+            .filter(|milliseconds| *milliseconds >= 0)
             .map(timeout),
         max_retained_wal: max_retained_wal
             .and_then(|text| setting::parse_limit(text, WAL_UNIT))
+            .filter(|megabytes| *megabytes == -1 || *megabytes > 0)
             .map(wal),
     }
 }
