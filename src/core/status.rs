@@ -223,12 +223,10 @@ mod tests {
     use super::super::xid::Lsn;
     use super::*;
 
-    fn known(watch: Watch, worker: Worker) -> Known {
+    fn known(mut watch: Watch, worker: Worker) -> Known {
+        watch.limits = Policy::default().limits;
         Known {
-            watch: Watch {
-                limits: Policy::default().limits,
-                ..watch
-            },
+            watch,
             finished: Vec::new(),
             worker,
             role: Role::Primary,
