@@ -17,6 +17,8 @@ const SAMPLE: Duration = Duration::from_secs(1);
 const SAMPLES: usize = 60;
 /// The least of it from which a rate is told.
 const FEWEST: usize = 3;
+/// As long after the last sample it may be told: none is taken while no slot is being created.
+const FRESH: Duration = Duration::from_secs(10);
 
 /// How fast WAL is written, or, on a standby, replayed, while slots are being created.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -40,8 +42,11 @@ impl WalRate {
     }
 
     /// Bytes a second; `None` as long as that can't be told.
-    pub fn per_second(&self) -> Option<u64> {
+    pub fn per_second(&self, now: Timestamp) -> Option<u64> {
         let (first, last) = (self.samples.front()?, self.samples.back()?);
+        if now.since(last.0) > FRESH {
+            return None;
+        }
         let seconds = last.0.since(first.0).as_secs();
         if self.samples.len() < FEWEST {
             return None;
@@ -68,12 +73,12 @@ pub enum Risk {
 }
 
 /// Whether this slot will be lost soon.
-pub fn of(slot: &Slot, rate: &WalRate) -> Option<Risk> {
+pub fn of(slot: &Slot, rate: &WalRate, now: Timestamp) -> Option<Risk> {
     let left = match u64::try_from(slot.safe_wal_size?) {
         Ok(0) | Err(_) => return Some(Risk::Now),
         Ok(left) => left,
     };
-    let rate = rate.per_second()?;
+    let rate = rate.per_second(now)?;
     let time = Duration::from_secs(left.checked_div(rate)?);
     (time <= SOON).then_some(Risk::Within { time, left, rate })
 }
@@ -105,24 +110,30 @@ mod tests {
 
     #[test]
     fn the_rate_is_taken_over_some_time() {
-        assert_eq!(rate(2).per_second(), None);
-        assert_eq!(rate(3).per_second(), Some(MEGABYTE));
+        assert_eq!(rate(2).per_second(at(2000)), None);
+        assert_eq!(rate(3).per_second(at(3000)), Some(MEGABYTE));
         let mut rate = rate(300);
-        assert_eq!(rate.per_second(), Some(MEGABYTE));
+        assert_eq!(rate.per_second(at(300_000)), Some(MEGABYTE));
         assert_eq!(rate.samples.len(), SAMPLES);
         // Then nothing for a minute.
         let position = rate.samples.back().expect("samples").1;
         for second in 300..360 {
             rate.observe(position, at(second * 1000));
         }
-        assert_eq!(rate.per_second(), Some(0));
+        assert_eq!(rate.per_second(at(360_000)), Some(0));
     }
 
     #[test]
     fn a_clock_set_back_begins_anew() {
         let mut rate = rate(10);
         rate.observe(Lsn::new(1 << 31), at(0));
-        assert_eq!(rate.per_second(), None);
+        assert_eq!(rate.per_second(at(0)), None);
+    }
+
+    #[test]
+    fn a_rate_of_long_ago_says_nothing() {
+        assert_eq!(rate(10).per_second(at(19_000)), Some(MEGABYTE));
+        assert_eq!(rate(10).per_second(at(21_000)), None);
     }
 
     #[test]
@@ -133,12 +144,15 @@ mod tests {
             left: seconds * MEGABYTE,
             rate: MEGABYTE,
         };
-        assert_eq!(of(&safe(Some(hour)), &rate(10)), Some(within(3600)));
+        assert_eq!(
+            of(&safe(Some(hour)), &rate(10), at(10_000)),
+            Some(within(3600))
+        );
         let later = hour + MEGABYTE.cast_signed();
-        assert_eq!(of(&safe(Some(later)), &rate(10)), None);
-        assert_eq!(of(&safe(Some(-5)), &rate(10)), Some(Risk::Now));
+        assert_eq!(of(&safe(Some(later)), &rate(10), at(10_000)), None);
+        assert_eq!(of(&safe(Some(-5)), &rate(10), at(10_000)), Some(Risk::Now));
         // max_slot_wal_keep_size is -1, or nothing is known of the rate.
-        assert_eq!(of(&safe(None), &rate(10)), None);
-        assert_eq!(of(&safe(Some(hour)), &rate(1)), None);
+        assert_eq!(of(&safe(None), &rate(10), at(10_000)), None);
+        assert_eq!(of(&safe(Some(hour)), &rate(1), at(1000)), None);
     }
 }

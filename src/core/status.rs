@@ -50,7 +50,7 @@ pub struct Known {
 pub fn status(slot: Slot, known: &Known, now: Timestamp) -> Status {
     let mut status = of_slot(slot, known, now);
     if let Progress::Building(_) | Progress::Usable = status.slot.progress
-        && let Some(risk) = risk::of(&status.slot, &known.watch.wal_rate)
+        && let Some(risk) = risk::of(&status.slot, &known.watch.wal_rate, now)
     {
         let Status { slot, advice, .. } = &mut status;
         advice::add_risk(advice, slot, risk, &known.watch, known.role, now);
