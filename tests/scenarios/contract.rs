@@ -2,7 +2,13 @@
 
 use crate::{Major, primary};
 
-on_every_major!(status_columns, worker_columns, functions, settings);
+on_every_major!(
+    status_columns,
+    worker_columns,
+    history_columns,
+    functions,
+    settings
+);
 
 fn columns(major: Major, view: &str) -> String {
     let cluster = primary(major);
@@ -56,11 +62,31 @@ fn worker_columns(major: Major) {
     );
 }
 
+fn history_columns(major: Major) {
+    assert_eq!(
+        columns(major, "slot_self_heal_history"),
+        "slot_name name\n\
+         database name\n\
+         creator_type text\n\
+         creator_application text\n\
+         started_at timestamp with time zone\n\
+         ended_at timestamp with time zone\n\
+         outcome text\n\
+         waited_for_transactions interval\n\
+         waited_for_record interval\n\
+         waited_for_replay interval\n\
+         nudges integer\n\
+         max_retained_wal bigint\n\
+         blockers jsonb"
+    );
+}
+
 fn functions(major: Major) {
     let cluster = primary(major);
     for (name, result) in [
         ("slot_self_heal_nudge()", "pg_lsn"),
         ("slot_self_heal_reset()", "void"),
+        ("slot_self_heal_end_blocker(xid, interval)", "record"),
     ] {
         let sql =
             format!("SELECT prorettype::regtype FROM pg_proc WHERE oid = '{name}'::regprocedure");
@@ -72,10 +98,7 @@ fn settings(major: Major) {
     let cluster = primary(major);
     let found = cluster.rows(
         "SELECT name, current_setting(name), context FROM pg_settings \
-         WHERE name IN ('slot_self_heal.enabled', 'slot_self_heal.database', \
-                        'slot_self_heal.scan_interval', 'slot_self_heal.nudge_interval', \
-                        'slot_self_heal.primary_conninfo') \
-         ORDER BY name",
+         WHERE name LIKE 'slot\\_self\\_heal.%' ORDER BY name",
     );
     let found: Vec<Vec<&str>> = found
         .iter()
@@ -84,10 +107,18 @@ fn settings(major: Major) {
     assert_eq!(
         found,
         [
+            ["slot_self_heal.blocker_action", "report", "sighup"],
+            ["slot_self_heal.blocker_grace", "5min", "sighup"],
+            ["slot_self_heal.blocker_scope", "idle", "sighup"],
+            ["slot_self_heal.cancel_abandoned", "on", "sighup"],
+            ["slot_self_heal.cancel_blocking_replay", "off", "sighup"],
+            ["slot_self_heal.creation_timeout", "0", "superuser"],
             ["slot_self_heal.database", "postgres", "postmaster"],
             ["slot_self_heal.enabled", "on", "sighup"],
+            ["slot_self_heal.max_retained_wal", "-1", "superuser"],
             ["slot_self_heal.nudge_interval", "10s", "sighup"],
             ["slot_self_heal.primary_conninfo", "", "sighup"],
+            ["slot_self_heal.protected_roles", "", "sighup"],
             ["slot_self_heal.scan_interval", "100ms", "sighup"],
         ]
     );

@@ -142,6 +142,9 @@ fn view_in_euc_jp(major: Major) {
         let row = japan.value("SELECT to_jsonb(s) FROM slot_self_heal_status s");
         assert!(row.contains(QUERY_BEGINS), "{row}");
     });
+    cluster.wait_for_end_of(SLOT);
+    let row = japan.value("SELECT to_jsonb(h) FROM slot_self_heal_history h");
+    assert!(row.contains(QUERY_BEGINS), "{row}");
 }
 
 const QUERY_BEGINS: &str = "SELECT pg_current_xact_id() /* ";

@@ -57,13 +57,17 @@ macro_rules! tests_of {
     };
 }
 
+mod abandoned;
+mod at_risk;
 mod blockers;
 mod contract;
+mod defaults;
 mod encodings;
 mod end_of_creation;
 mod extension;
 mod failures;
 mod hints;
+mod history;
 mod hostile_database;
 mod idle;
 mod limits;

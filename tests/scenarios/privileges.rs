@@ -6,12 +6,14 @@ use crate::{Major, primary};
 
 on_every_major!(ordinary_role, monitor, superuser);
 
-const VIEWS: [&str; 2] = [
+const VIEWS: [&str; 3] = [
     "SELECT * FROM slot_self_heal_status",
     "SELECT * FROM slot_self_heal_worker",
+    "SELECT * FROM slot_self_heal_history",
 ];
-const ACTS: [&str; 2] = [
+const ACTS: [&str; 3] = [
     "SELECT slot_self_heal_nudge()",
+    "SELECT slot_self_heal_end_blocker('3', '1h')",
     "SELECT slot_self_heal_reset()",
 ];
 

@@ -100,6 +100,11 @@ fn malformed_values_are_refused(major: Major) {
     refused("nudge_interval", "-1");
     refused("nudge_interval", "10 parsecs");
     refused("enabled", "perhaps");
+    refused("cancel_abandoned", "perhaps");
+    refused("creation_timeout", "-1");
+    refused("creation_timeout", "soon");
+    refused("max_retained_wal", "-2");
+    refused("max_retained_wal", "1min");
 }
 
 fn unknown_names_are_refused(major: Major) {
@@ -117,6 +122,7 @@ fn not_for_sessions(major: Major) {
         "enabled = off",
         "scan_interval = '1s'",
         "database = 'x'",
+        "cancel_abandoned = off",
         "primary_conninfo = 'host=x'",
     ] {
         let error = session.error(&format!("SET slot_self_heal.{setting}"));

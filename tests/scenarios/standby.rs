@@ -3,12 +3,14 @@
 //! Nobody there can write the record that a creation needs, and a primary at
 //! rest writes none: without us it waits without end.
 
+mod abandoned;
 mod blockers;
 mod cascade;
 mod deadlock;
 mod failover;
 mod healing;
 mod idle;
+mod limits;
 mod network;
 mod old_major;
 mod records;
