@@ -23,7 +23,7 @@ pub struct Blocker {
     /// When it was last seen to.
     pub until: Timestamp,
     /// What it was told to do. Once: neither signal is lost, and a session that stays in its
-    /// transaction after a cancel would after another.
+    /// transaction after a cancel would after another. It may yet be told more.
     pub told: Option<Ending>,
     /// Why it was not, when that was last judged.
     pub guard: Option<Guard>,
@@ -74,10 +74,14 @@ impl Blocker {
             Holder::Session(_) | Holder::Autovacuum(_) | Holder::Prepared { .. } => true,
             Holder::Unknown => false,
         };
+        let was_told = match (self.told, rule.action) {
+            (None, _) | (Some(Ending::Cancel), BlockerAction::Terminate) => false,
+            (Some(_), _) => true,
+        };
         let has_rested = |judged: Timestamp| now < judged || now.since(judged) >= rest;
         acts && is_known
             && self.until == now
-            && self.told.is_none()
+            && !was_told
             && self.blocked_for() >= rule.grace
             && self.judged.is_none_or(has_rested)
     }

@@ -232,4 +232,29 @@ mod tests {
         }
         assert_eq!(judged, [300, 301, 302, 303, 304]);
     }
+
+    #[test]
+    fn one_that_stayed_after_a_cancel_may_be_terminated() {
+        let due = |told: Ending, action: BlockerAction| {
+            let mut policy = Policy::default();
+            policy.blockers.action = action;
+            let mut watch = Watch::default();
+            let mut actions = Vec::new();
+            for at in [0, 300_000, 310_000] {
+                let slots = vec![building("x", CreatorWait::Transaction)];
+                let seen = observation(at, slots, vec![session(700, 1)]);
+                watch.update(&seen);
+                actions = decide(&watch, &seen, &policy);
+                if at == 300_000 {
+                    let blocker = watch.blocker_mut(xid(700)).expect("a blocker");
+                    blocker.was_told(told, seen.at);
+                }
+            }
+            !actions.is_empty()
+        };
+        assert!(due(Ending::Cancel, BlockerAction::Terminate));
+        assert!(!due(Ending::Cancel, BlockerAction::Cancel));
+        assert!(!due(Ending::Terminate, BlockerAction::Terminate));
+        assert!(!due(Ending::Terminate, BlockerAction::Cancel));
+    }
 }
