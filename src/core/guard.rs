@@ -167,11 +167,6 @@ pub fn judge<'a>(
         "client backend" => {}
         other => return Err(Guard::NotAClient(other.to_owned())),
     }
-    // Whoever says so may be another server: what has blocked for so long has run for so long.
-    let has_run = |started: Timestamp| now.since(started) >= rule.grace;
-    if !transaction.started.is_some_and(has_run) {
-        return Err(Guard::Grace);
-    }
     if standing.is_superuser {
         return Err(Guard::Superuser);
     }
@@ -182,8 +177,16 @@ pub fn judge<'a>(
         return Err(Guard::UnknownRoles(names.clone()));
     }
     let state = transaction.state.as_deref().unwrap_or_default();
+    // Nor is it known then since when it runs.
+    if matches!(state, "" | "disabled") {
+        return Err(Guard::NotKnown);
+    }
+    // Whoever says so may be another server: what has blocked for so long has run for so long.
+    let has_run = |started: Timestamp| now.since(started) >= rule.grace;
+    if !transaction.started.is_some_and(has_run) {
+        return Err(Guard::Grace);
+    }
     match (state, rule.scope, ending) {
-        ("" | "disabled", ..) => Err(Guard::NotKnown),
         (idle, BlockerScope::Idle, ending) if is_idle(idle) => {
             let lasts = |since: Timestamp| now.since(since) >= IDLE_FOR;
             match ending {
@@ -380,7 +383,11 @@ mod tests {
         let spared = with(|case| case.transaction.state_since = Some(at(299_500)));
         assert!(matches!(spared, Err(Guard::NotIdle(_))), "{spared:?}");
         for unknown in [None, Some("disabled".to_owned())] {
-            let spared = with(|case| case.transaction.state = unknown);
+            let spared = with(|case| {
+                case.transaction.state = unknown;
+                // As pg_stat_activity shows one.
+                case.transaction.started = None;
+            });
             assert_eq!(spared, Err(Guard::NotKnown));
         }
     }
