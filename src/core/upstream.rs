@@ -259,9 +259,10 @@ impl Introduction {
                      in database \"{database}\" of the upstream"
                 ),
                 hint: format!(
-                    "GRANT EXECUTE ON FUNCTION {schema}.slot_self_heal_end_blocker(xid, interval) TO \
-                     {role}; -- on the primary, in database {database}, if this standby may have \
-                     blockers ended there by the primary's rules"
+                    "{}GRANT EXECUTE ON FUNCTION {schema}.slot_self_heal_end_blocker(xid, interval) \
+                     TO {role}; -- on the primary, in database {database}, if this standby may have \
+                     blockers ended there by the primary's rules",
+                    self.grant_usage(schema)
                 ),
             }),
             (_, None) | (None, _) => Err(Problem {
@@ -298,6 +299,15 @@ impl Introduction {
         }
     }
 
+    /// What a function in the extension's schema takes besides the privilege on itself.
+    fn grant_usage(&self, schema: &str) -> String {
+        if self.may_use_schema {
+            String::new()
+        } else {
+            format!("GRANT USAGE ON SCHEMA {schema} TO {}; ", self.role)
+        }
+    }
+
     fn not_permitted(&self, writer: &Writer) -> Problem {
         let Self { role, database, .. } = self;
         Problem {
@@ -309,10 +319,8 @@ impl Introduction {
                 "{}GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- on the primary, in database \
                  {database}: privileges on functions belong to one database",
                 match writer {
-                    Writer::Extension { schema } if !self.may_use_schema => {
-                        format!("GRANT USAGE ON SCHEMA {schema} TO {role}; ")
-                    }
-                    Writer::Extension { .. } | Writer::Core => String::new(),
+                    Writer::Extension { schema } => self.grant_usage(schema),
+                    Writer::Core => String::new(),
                 }
             ),
         }
@@ -571,6 +579,24 @@ mod tests {
             ..introduction()
         };
         assert_eq!(refused.writer(), Ok(Writer::Core));
+    }
+
+    #[test]
+    fn the_right_to_end_blockers_takes_the_schemas_too() {
+        let closed_schema = Introduction {
+            may_use_schema: false,
+            may_end_blockers: Some(false),
+            ..introduction()
+        };
+        let problem = closed_schema.blocker_ender().expect_err("a problem");
+        assert!(
+            problem.hint.starts_with(
+                "GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE ON FUNCTION \
+                 public.slot_self_heal_end_blocker(xid, interval) TO replicator; --"
+            ),
+            "{}",
+            problem.hint
+        );
     }
 
     #[test]
