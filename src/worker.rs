@@ -16,6 +16,7 @@ use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
+use crate::core::advice;
 use crate::core::blocker::Blocker;
 use crate::core::decision::{Action, decide};
 use crate::core::episode::Nudge;
@@ -364,7 +365,10 @@ impl Worker {
             };
             match guard::may_ask(&blocker.transaction, creators) {
                 Ok(()) => requests.push((xid, blocker.blocked_for())),
-                Err(guard) => self.spare(xid, guard, None, now),
+                Err(guard) => {
+                    let hint = advice::on_guard(&guard, &self.watch);
+                    self.spare(xid, guard, hint.as_deref(), now);
+                }
             }
         }
         if requests.is_empty() {

@@ -6,7 +6,7 @@ use super::blocker::Blocker;
 use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::Episode;
-use super::guard::Ending;
+use super::guard::{Ending, Guard};
 use super::limit::ABANDONED_FOR;
 use super::observation::{
     CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Transaction,
@@ -15,7 +15,7 @@ use super::policy::{Limit, Limits};
 use super::replay::{Obstacle, Replay};
 use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
-use super::upstream::Upstream;
+use super::upstream::{Upstream, name_the_primary};
 use super::watch::Watch;
 
 /// How many blockers a hint gives a remedy for.
@@ -469,16 +469,44 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     }
     if role == Role::Standby {
         if let Some(blind) = &watch.blind {
-            hint.push(format!(
-                "GRANT pg_read_all_stats TO {blind}; -- on the primary: lets this standby say \
-                 what those sessions do"
-            ));
+            hint.push(grant_sight(blind));
         }
         hint.extend(watch.upstream.problem().map(|problem| problem.hint.clone()));
     }
     Advice {
         detail: Some(detail),
         hint: Some(hint.join("\n")),
+    }
+}
+
+/// On the primary, to the role that a standby connects as.
+fn grant_sight(role: &str) -> String {
+    format!(
+        "GRANT pg_read_all_stats TO {role}; -- on the primary: lets this standby say what those \
+         sessions do"
+    )
+}
+
+/// What would take a guard away that is a standby's own.
+pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<String> {
+    match guard {
+        Guard::Unseen => watch.blind.as_deref().map(grant_sight),
+        Guard::UpstreamIsStandby => Some(name_the_primary()),
+        Guard::Prepared
+        | Guard::ReportOnly
+        | Guard::Grace
+        | Guard::Superuser
+        | Guard::Replication
+        | Guard::ProtectedRole(_)
+        | Guard::UnknownRoles(_)
+        | Guard::PreventsWraparound
+        | Guard::NotAClient(_)
+        | Guard::Creator
+        | Guard::Peer
+        | Guard::NotIdle(_)
+        | Guard::NotKnown
+        | Guard::CancelInVain
+        | Guard::Primary(_) => None,
     }
 }
 

@@ -70,9 +70,14 @@ impl Blocker {
             BlockerAction::Report => false,
             BlockerAction::Cancel | BlockerAction::Terminate => true,
         };
+        let upstream_is_standby = observation
+            .upstream
+            .as_ref()
+            .is_some_and(|look| look.running.is_none());
         let is_known = match self.transaction.holder {
             Holder::Session(_) | Holder::Autovacuum(_) | Holder::Prepared { .. } => true,
-            Holder::Unknown => false,
+            // Elsewhere the next look tells.
+            Holder::Unknown => upstream_is_standby,
         };
         let was_told = match (self.told, rule.action) {
             (None, _) | (Some(Ending::Cancel), BlockerAction::Terminate) => false,

@@ -70,6 +70,10 @@ pub enum Guard {
     NotKnown,
     /// Postgres ignores a cancel request in an idle session.
     CancelInVain,
+    /// On a standby: its role on the primary may not see what the session does.
+    Unseen,
+    /// On a standby of a standby, which can end nothing of the primary's either.
+    UpstreamIsStandby,
     /// What the primary answered a standby that asked.
     Primary(String),
 }
@@ -116,6 +120,13 @@ impl fmt::Display for Guard {
             Self::CancelInVain => f.write_str(
                 "it is idle in transaction, and Postgres ignores a cancel request there; \
                  slot_self_heal.blocker_action = terminate would end it",
+            ),
+            Self::Unseen => f.write_str(
+                "this standby may not see that session on the primary, nor tell whether it is a \
+                 peer of the creator of the slot",
+            ),
+            Self::UpstreamIsStandby => f.write_str(
+                "this standby's upstream is itself a standby, and only the primary could end it",
             ),
             Self::Primary(reason) => write!(f, "on the primary, {reason}"),
         }
@@ -204,14 +215,16 @@ pub fn judge<'a>(
 }
 
 /// What forbids a standby to ask its primary to end a transaction; the rest the primary judges by
-/// its own settings.
+/// its own settings. It does not know the creators here.
 pub fn may_ask<'a>(
     transaction: &Transaction,
     mut creators: impl Iterator<Item = &'a CreatorIdentity>,
 ) -> Result<(), Guard> {
     match transaction.holder {
         Holder::Prepared { .. } => Err(Guard::Prepared),
-        Holder::Unknown => Err(Guard::NotKnown),
+        Holder::Unknown => Err(Guard::UpstreamIsStandby),
+        // Its address and its query are not shown either.
+        Holder::Session(_) if transaction.state.is_none() => Err(Guard::Unseen),
         Holder::Session(_) | Holder::Autovacuum(_) => {
             creators.try_for_each(|creator| match kinship(creator, transaction) {
                 Kinship::SameApplication | Kinship::WaitsForTheSlot => Err(Guard::Peer),
@@ -450,5 +463,11 @@ mod tests {
             ..session(700, 1)
         };
         assert_eq!(ask(&peer), Err(Guard::Peer));
+        let unseen = Transaction {
+            client_addr: None,
+            state: None,
+            ..peer
+        };
+        assert_eq!(ask(&unseen), Err(Guard::Unseen));
     }
 }

@@ -250,7 +250,11 @@ impl Introduction {
     pub fn blocker_ender(&self) -> Result<&str, Problem> {
         let Self { role, database, .. } = self;
         match (&self.extension_schema, self.may_end_blockers) {
-            _ if self.in_recovery => Err(Problem::is_standby(database)),
+            _ if self.in_recovery => Err(Problem {
+                kind: Kind::IsStandby,
+                message: "it is itself a standby, where no transaction can be ended".into(),
+                hint: name_the_primary(),
+            }),
             (Some(schema), Some(true)) if self.may_use_schema => Ok(schema),
             (Some(schema), Some(_)) => Err(Problem {
                 kind: Kind::NotPermitted,
@@ -490,6 +494,11 @@ impl Problem {
 }
 
 /// A hint to be filled in first.
+/// For what only the primary can do.
+pub fn name_the_primary() -> String {
+    on_this_standby("<the primary>")
+}
+
 fn on_this_standby(host: &str) -> String {
     format!(
         "-- on this standby: {}; SELECT pg_reload_conf();",
