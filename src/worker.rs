@@ -25,7 +25,7 @@ use crate::core::history::Outcome;
 use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::policy::{BlockerRule, Policy};
-use crate::core::time::Timestamp;
+use crate::core::time::{Step, Timestamp};
 use crate::core::upstream::{self, Look};
 use crate::core::watch::{Change, Watch};
 use crate::core::xid::Xid;
@@ -174,6 +174,8 @@ struct Worker {
     told_upstream: Option<(upstream::Problem, Instant)>,
     /// How long this tick has waited for the upstream, which costs this server nothing.
     asking: Duration,
+    /// The time of the last scan, by both clocks.
+    clock: Option<(Timestamp, Instant)>,
     /// The gate's mark when a scan last found nothing being built behind an open gate, and when.
     false_alarm: Option<(u64, Instant)>,
     /// How long the tick before this one took. One that is slow for once, as the first is, which
@@ -195,6 +197,7 @@ impl Worker {
             told_upstream: None,
             asking: Duration::ZERO,
             last_tick: Duration::ZERO,
+            clock: None,
             false_alarm: None,
             trouble: None,
         }
@@ -244,6 +247,7 @@ impl Worker {
             Role::Primary => self.leave_upstream(),
         }
         ledger::worker_scanned(observation.at);
+        self.mind_the_clock(observation.at);
         self.false_alarm = match gate {
             Gate::Open(mark) if !observation.sees_a_creation() => Some((mark, Instant::now())),
             Gate::Open(_) | Gate::Closed => None,
@@ -271,6 +275,16 @@ impl Worker {
         ledger::publish(&self.watch);
         self.tell(changes, &observation, &policy);
         acted
+    }
+
+    /// Whether time has passed is told by a clock that nobody sets.
+    fn mind_the_clock(&mut self, now: Timestamp) {
+        let last = self.clock.replace((now, Instant::now()));
+        if let Some((then, instant)) = last
+            && let Some(step) = Step::between(then, now, instant.elapsed())
+        {
+            self.watch.clock_was_set(step);
+        }
     }
 
     /// Whether there is something to scan for: a slot being built, or one whose end is not known

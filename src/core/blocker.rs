@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::guard::{Ending, Guard};
 use super::observation::{Holder, Observation, Role, Transaction};
 use super::policy::{BlockerAction, BlockerRule};
-use super::time::Timestamp;
+use super::time::{Step, Timestamp};
 use super::xid::Xid;
 
 /// Between two judgements of the same session: it may be idle by then.
@@ -49,6 +49,15 @@ impl Blocker {
     pub fn observe(&mut self, transaction: Transaction, now: Timestamp) {
         self.transaction = transaction;
         self.until = now;
+    }
+
+    /// The clock was set: no time has passed.
+    pub fn clock_was_set(&mut self, step: Step) {
+        self.since += step;
+        self.until += step;
+        if let Some(judged) = &mut self.judged {
+            *judged += step;
+        }
     }
 
     pub fn xid(&self) -> Xid {

@@ -13,7 +13,7 @@ use super::observation::{
 use super::policy::OwnLimits;
 use super::replay::Obstacle;
 use super::schedule::{Schedule, Waiting};
-use super::time::Timestamp;
+use super::time::{Step, Timestamp};
 use super::watch::Sent;
 use super::xid::{Lsn, Xid};
 
@@ -139,6 +139,22 @@ impl Episode {
     pub(super) fn is_creation_of(&self, slot: &Slot, creator: &Creator) -> bool {
         self.creator == creator.identity
             && (self.restart_lsn.is_none() || self.restart_lsn == slot.restart_lsn)
+    }
+
+    /// The clock was set, and with it what was told of it before: no time has passed.
+    pub(super) fn clock_was_set(&mut self, step: Step) {
+        self.started += step;
+        self.state_since += step;
+        self.last_seen += step;
+        for at in self.abandoned.iter_mut().chain(&mut self.promoted) {
+            *at += step;
+        }
+        if let Some(cancelled) = &mut self.cancelled {
+            cancelled.at += step;
+        }
+        if let Some(told) = &mut self.told {
+            told.at += step;
+        }
     }
 
     /// The state that people are shown, and since when.

@@ -1,5 +1,6 @@
 //! Points in time and how long things took.
 
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,29 @@ impl Timestamp {
     pub fn since(self, earlier: Self) -> Duration {
         let microseconds = self.0.saturating_sub(earlier.0);
         Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
+    }
+}
+
+/// How far the clock was set, in microseconds; negative if it was set back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step(i64);
+
+impl Step {
+    /// Less may be nothing but the time between a look at one clock and a look at the other.
+    const LEAST: Duration = Duration::from_secs(5);
+
+    /// Between two looks at the clock, `passed` being the time that has really gone by.
+    pub fn between(earlier: Timestamp, later: Timestamp, passed: Duration) -> Option<Self> {
+        let shown = later.0.saturating_sub(earlier.0);
+        let passed = i64::try_from(passed.as_micros()).unwrap_or(i64::MAX);
+        let step = shown.saturating_sub(passed);
+        (u128::from(step.unsigned_abs()) >= Self::LEAST.as_micros()).then_some(Self(step))
+    }
+}
+
+impl AddAssign<Step> for Timestamp {
+    fn add_assign(&mut self, step: Step) {
+        self.0 = self.0.saturating_add(step.0);
     }
 }
 
@@ -72,6 +96,18 @@ mod tests {
             Duration::ZERO
         );
         assert_eq!(Timestamp(9).since(Timestamp(5)), Duration::from_micros(4));
+    }
+
+    #[test]
+    fn a_step_is_what_the_clock_shows_too_much() {
+        let second = |seconds: i64| Timestamp(seconds * 1_000_000);
+        let between =
+            |shown, passed| Step::between(second(0), second(shown), Duration::from_secs(passed));
+        assert_eq!(between(10, 10), None);
+        assert_eq!(between(3610, 10), Some(Step(3_600_000_000)));
+        assert_eq!(between(-3590, 10), Some(Step(-3_600_000_000)));
+        let almost = Duration::from_millis(5_001);
+        assert_eq!(Step::between(second(0), second(10), almost), None);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::observation::{CreatorWait, Observation, Progress, Role, Slot, SlotNam
 use super::policy::Limits;
 use super::replay::Replay;
 use super::risk::WalRate;
-use super::time::Timestamp;
+use super::time::{Step, Timestamp};
 use super::upstream::{Record, Upstream};
 use super::xid::Xid;
 
@@ -61,6 +61,16 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// The clock was set. Neither a limit nor a grace is over for that.
+    pub fn clock_was_set(&mut self, step: Step) {
+        for episode in self.episodes.values_mut() {
+            episode.clock_was_set(step);
+        }
+        for blocker in &mut self.blockers {
+            blocker.clock_was_set(step);
+        }
+    }
+
     /// Takes in what a scan saw. Returns what is worth saying.
     pub fn update(&mut self, observation: &Observation) -> Vec<Change> {
         let mut before = std::mem::take(&mut self.episodes);
@@ -561,6 +571,23 @@ mod tests {
         let longest: Vec<_> = (700..710).map(xid).collect();
         let remembered: Vec<_> = finished.blockers.iter().map(Blocker::xid).collect();
         assert_eq!(remembered, longest);
+    }
+
+    #[test]
+    fn no_time_passes_when_the_clock_is_set() {
+        let mut watch = watching(vec![session(700, 1)]);
+        watch.update(&waiting(5000, vec![session(700, 1)]));
+        for hour in [3_600_000, -3_600_000] {
+            let mut watch = watch.clone();
+            let passed = Duration::from_millis(20);
+            let step = Step::between(at(5000), at(5020 + hour), passed).expect("a step");
+            watch.clock_was_set(step);
+            watch.update(&waiting(5020 + hour, vec![session(700, 1)]));
+            let total = Duration::from_millis(5020);
+            assert_eq!(episode(&watch).waited.for_transactions, total);
+            assert_eq!(at(5020 + hour).since(episode(&watch).started), total);
+            assert_eq!(watch.blockers[0].blocked_for(), total);
+        }
     }
 
     #[test]
