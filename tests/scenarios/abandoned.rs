@@ -286,7 +286,8 @@ fn network_cut(major: Major) {
     check_untouched(&cluster, blocking);
 }
 
-/// The same name, another creation: its time is its own.
+/// The same name, another creation: its time is its own, even if the worker
+/// has not seen that there was none in between.
 fn created_again_by_another_client(major: Major) {
     let cluster = primary(major);
     let blocking = Blocker::IdleInTransaction.start(&cluster);
@@ -295,12 +296,20 @@ fn created_again_by_another_client(major: Major) {
     first.leave(Leaving::Close);
     let status = wait_until_abandoned(&cluster, SLOT);
     let creator = status.creator_pid.unwrap();
+    let worker = cluster.worker().pid.unwrap();
+    worker.signal(Signal::Stop);
     assert!(cluster.is_true(&format!("SELECT pg_cancel_backend({creator})")));
     cluster.wait_until_sql(
         "the slot's end",
         "NOT EXISTS (SELECT FROM pg_replication_slots)",
     );
     let mut second = Creator::Psycopg.start(&cluster, SLOT);
+    cluster.wait_until_sql(
+        "the second creation to wait",
+        "EXISTS (SELECT FROM pg_stat_activity \
+         WHERE application_name = 'cdc' AND wait_event = 'transactionid')",
+    );
+    worker.signal(Signal::Cont);
     cluster.wait_for_status(SLOT, "the second creation", |again| {
         again.state == "waiting_for_transactions" && again.creator_pid != Some(creator)
     });
