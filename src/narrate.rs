@@ -103,7 +103,8 @@ pub fn cancelling(
             advice::describe_creator(creator),
             waits.detail.unwrap_or_default()
         )),
-        hint: waits.hint,
+        // Whom it waited for matters only if somebody wanted the slot.
+        hint: waits.hint.filter(|_| *reason != Reason::Abandoned),
         ..notice(
             PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             format!(

@@ -93,7 +93,8 @@ pub fn add_risk(
                 ));
                 hint.push(remedy(episode, &blocker.transaction, role, now));
             }
-            (None, true) => {}
+            // Its consumer confirms as it goes; nothing says that it will stop.
+            (None, true) => return,
             (_, false) => {
                 detail.push("No consumer is connected to it.".to_owned());
                 let name = quote_literal(slot.name.as_str());
@@ -118,13 +119,15 @@ pub fn add_risk(
 }
 
 /// The oldest transaction that a creation waits for and that this usable slot has to keep WAL for,
-/// too: its changes may yet have to be decoded (`SnapBuildProcessRunningXacts`, `snapbuild.c`).
+/// too: its changes may yet have to be decoded (`SnapBuildProcessRunningXacts`, `snapbuild.c`). A slot
+/// that has moved on since the creation began is not held back, whatever else it keeps.
 fn holder_back<'a>(slot: &Slot, watch: &'a Watch) -> Option<(&'a Blocker, &'a Episode)> {
     let horizon = slot.catalog_xmin?;
     watch.blockers.iter().find_map(|blocker| {
         let is_kept = !blocker.xid().precedes(horizon);
         let episode = watch.blocked_by(blocker.xid()).next()?;
-        is_kept.then_some((blocker, episode))
+        let stands_still = slot.restart_lsn < episode.restart_lsn();
+        (is_kept && stands_still).then_some((blocker, episode))
     })
 }
 

@@ -339,6 +339,7 @@ mod tests {
 
         let used = |xmin, active| Slot {
             catalog_xmin: Some(xid(xmin)),
+            restart_lsn: Some(Lsn::new(1 << 23)),
             active,
             ..at_risk(slot("y", Progress::Usable))
         };
@@ -348,8 +349,16 @@ mod tests {
             hint.starts_with("SELECT pg_terminate_backend(1234);"),
             "{hint}"
         );
-        let (detail, _) = said(used(701, true));
-        assert!(!detail.contains("700"), "{detail}");
+        for moves_on in [
+            used(701, true),
+            Slot {
+                restart_lsn: Some(Lsn::new(1 << 25)),
+                ..used(700, true)
+            },
+        ] {
+            let advice = status(moves_on, &known, at(1000)).advice;
+            assert_eq!(advice, Advice::default());
+        }
         let (detail, _) = said(used(700, false));
         assert!(detail.contains("No consumer"), "{detail}");
 
