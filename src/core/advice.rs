@@ -509,6 +509,7 @@ pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<String> {
         | Guard::NotIdle(_)
         | Guard::NotKnown
         | Guard::CancelInVain
+        | Guard::Committed
         | Guard::Primary(_) => None,
     }
 }

@@ -75,6 +75,7 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         xact_start: Some("2026-11-22T21:00:00.000000+00:00".into()),
         query: Some("UPDATE t SET i = 1".into()),
         waits_for_walsender: false,
+        waits_for_sync_standby: false,
     }
 }
 

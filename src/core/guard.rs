@@ -70,6 +70,9 @@ pub enum Guard {
     NotKnown,
     /// Postgres ignores a cancel request in an idle session.
     CancelInVain,
+    /// It has committed but for a synchronous standby. Ended now, its client would take for safe
+    /// what is not (`SyncRepWaitForLSN`, `syncrep.c`).
+    Committed,
     /// On a standby: its role on the primary may not see what the session does.
     Unseen,
     /// On a standby of a standby, which can end nothing of the primary's either.
@@ -121,6 +124,9 @@ impl fmt::Display for Guard {
                 "it is idle in transaction, and Postgres ignores a cancel request there; \
                  slot_self_heal.blocker_action = terminate would end it",
             ),
+            Self::Committed => {
+                f.write_str("it has committed, and waits for a synchronous standby")
+            }
             Self::Unseen => f.write_str(
                 "this standby may not see that session on the primary, nor tell whether it is a \
                  peer of the creator of the slot",
@@ -171,6 +177,9 @@ pub fn judge<'a>(
         return Err(Guard::Grace);
     }
     creators.try_for_each(|creator| kin(creator, pid, transaction))?;
+    if transaction.waits_for_sync_standby {
+        return Err(Guard::Committed);
+    }
     let standing = standing.ok_or(Guard::NotKnown)?;
     match standing.backend_type.as_str() {
         "walsender" => return Err(Guard::Replication),
@@ -358,6 +367,16 @@ mod tests {
         assert_eq!(spared, Err(Guard::UnknownRoles("opps".into())));
         let spared = with(|case| case.standing.backend_type = "pg_cron".into());
         assert_eq!(spared, Err(Guard::NotAClient("pg_cron".into())));
+    }
+
+    #[test]
+    fn whoever_waits_for_a_synchronous_standby_is_spared() {
+        let spared = with(|case| {
+            active(case);
+            case.rule.scope = BlockerScope::Any;
+            case.transaction.waits_for_sync_standby = true;
+        });
+        assert_eq!(spared, Err(Guard::Committed));
     }
 
     #[test]

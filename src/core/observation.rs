@@ -340,6 +340,8 @@ pub struct Transaction {
     /// Its process waits for an answer over the replication protocol, as a CREATE SUBSCRIPTION
     /// does while its slot is created (`LibPQWalReceiverReceive`, `Libpqwalreceiver…` from 17 on).
     pub waits_for_walsender: bool,
+    /// It is committed here, and waits for a synchronous standby to say the same.
+    pub waits_for_sync_standby: bool,
 }
 
 /// What keeps a transaction open, which decides how it can be ended.
@@ -371,6 +373,7 @@ impl Transaction {
             xact_start: None,
             query: None,
             waits_for_walsender: false,
+            waits_for_sync_standby: false,
         }
     }
 
@@ -645,6 +648,7 @@ impl<'a> Row<'a> {
             waits_for_walsender: wait_event
                 .to_ascii_lowercase()
                 .starts_with("libpqwalreceiver"),
+            waits_for_sync_standby: wait_event == "SyncRep",
         };
         transaction.cut_query(QUERY_LIMIT);
         Ok(transaction)
