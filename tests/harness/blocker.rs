@@ -4,7 +4,7 @@ use crate::{
     cluster::Cluster,
     creator::{replication_psql, start_worker},
     process::{Pid, Process},
-    session::{Login, Running, Session},
+    session::{Login, Running, Session, SqlError},
     wait::{PATIENCE, wait_for},
 };
 
@@ -42,9 +42,7 @@ pub struct Blocking {
 
 enum Holder {
     Session(Session),
-    Statement {
-        _running: Running,
-    },
+    Statement(Running),
     Program(Process),
     /// A prepared transaction or a process of the server's own.
     Server,
@@ -85,8 +83,8 @@ deadlock_timeout = 1h
         self.start_as(cluster, &cluster.login().application(Self::APPLICATION))
     }
 
-    /// The same, for a session of somebody else. The server's own processes
-    /// are whose they are.
+    /// The same, for a session of somebody else. An autovacuum worker is
+    /// nobody's.
     #[track_caller]
     pub fn start_as(self, cluster: &Cluster, login: &Login) -> Blocking {
         match self {
@@ -111,7 +109,7 @@ deadlock_timeout = 1h
                 );
                 Blocking {
                     database: login.database.clone(),
-                    holder: Holder::Statement { _running: running },
+                    holder: Holder::Statement(running),
                     ..Blocking::by_server(pid, xid)
                 }
             }
@@ -131,7 +129,11 @@ deadlock_timeout = 1h
             Blocker::Autovacuum => analyze_by_autovacuum(cluster),
             Blocker::WraparoundAutovacuum => vacuum_analyze_to_prevent_wraparound(cluster),
             Blocker::BackgroundWorker => {
-                let worker = start_worker(cluster, "SELECT pg_current_xact_id(), pg_sleep(3600)");
+                let worker = start_worker(
+                    cluster,
+                    login,
+                    "SELECT pg_current_xact_id(), pg_sleep(3600)",
+                );
                 let condition = format!("pid = {worker} AND wait_event = 'PgSleep'");
                 let (pid, xid) = xid_holder(cluster, &condition);
                 Blocking::by_server(pid, xid)
@@ -166,9 +168,40 @@ impl Blocking {
     pub fn session(&mut self) -> &mut Session {
         match &mut self.holder {
             Holder::Session(session) => session,
-            Holder::Statement { .. } | Holder::Program(_) | Holder::Server => {
+            Holder::Statement(_) | Holder::Program(_) | Holder::Server => {
                 panic!("no session to speak through")
             }
+        }
+    }
+
+    /// The same, to go on with.
+    #[track_caller]
+    pub fn into_session(self) -> Session {
+        match self.holder {
+            Holder::Session(session) => session,
+            Holder::Statement(_) | Holder::Program(_) | Holder::Server => {
+                panic!("no session to speak through")
+            }
+        }
+    }
+
+    /// Whether its transaction goes on.
+    #[track_caller]
+    pub fn goes_on(&self, cluster: &Cluster) -> bool {
+        cluster.is_true(&format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{xid}') \
+             OR EXISTS (SELECT FROM pg_prepared_xacts WHERE transaction = '{xid}')",
+            xid = self.xid
+        ))
+    }
+
+    /// What its client is told, which somebody has ended.
+    #[track_caller]
+    pub fn error(&mut self) -> SqlError {
+        match &mut self.holder {
+            Holder::Session(session) => session.error("SELECT 1"),
+            Holder::Statement(running) => running.result().expect_err("it was to be ended"),
+            Holder::Program(_) | Holder::Server => panic!("no session to speak through"),
         }
     }
 
@@ -189,7 +222,7 @@ impl Blocking {
                 psql.type_line(&format!("{sql};"));
                 assert!(psql.finish().success(), "{}", psql.printed());
             }
-            Holder::Session(_) | Holder::Statement { .. } | Holder::Server => {
+            Holder::Session(_) | Holder::Statement(_) | Holder::Server => {
                 self.session().run(sql);
             }
         }

@@ -113,6 +113,7 @@ impl Creator {
             }
             Creator::BackgroundWorker => Guard::Worker(start_worker(
                 cluster,
+                &cluster.login(),
                 &format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"),
             )),
             Creator::Psycopg => Guard::Program(psycopg(
@@ -143,12 +144,18 @@ fn walsender(cluster: &Cluster, slot: &str, temporary: &str) -> Process {
 
 /// A psql that waits for lines, connected to a walsender.
 pub fn replication_psql(cluster: &Cluster, login: &Login) -> Process {
+    let mut psql = psql(
+        cluster,
+        &format!("{} replication=database", login.conninfo()),
+    );
+    psql.type_line("\\set ON_ERROR_STOP 1");
+    psql
+}
+
+/// A psql that waits for lines.
+pub fn psql(cluster: &Cluster, conninfo: &str) -> Process {
     let mut psql = cluster.client("psql");
-    psql.args(["--no-psqlrc", "--quiet", "--set", "ON_ERROR_STOP=1"])
-        .args([
-            "--dbname",
-            &format!("{} replication=database", login.conninfo()),
-        ])
+    psql.args(["--no-psqlrc", "--quiet", "--dbname", conninfo])
         .stdin(Stdio::piped());
     Process::start(psql, cluster.dir())
 }
@@ -208,10 +215,11 @@ pub fn prepare_background_creator(cluster: &Cluster) {
     );
 }
 
-/// Runs `sql` in a background worker; see `fixtures/background_creator.c`.
+/// Runs `sql` in a background worker, as the role of `login`; see
+/// `fixtures/background_creator.c`.
 #[track_caller]
-pub fn start_worker(cluster: &Cluster, sql: &str) -> Pid {
-    let mut session = cluster.connect();
+pub fn start_worker(cluster: &Cluster, login: &Login, sql: &str) -> Pid {
+    let mut session = login.connect();
     if session.is_true("SELECT to_regproc('public.background_creator_start') IS NULL") {
         prepare_background_creator(cluster);
     }

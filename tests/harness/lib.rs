@@ -23,7 +23,7 @@ mod wal;
 
 pub use blocker::{Blocker, Blocking};
 pub use cluster::{Cluster, Frozen, Setup, free_port};
-pub use creator::{Creation, Creator, Leaving, prepare_background_creator};
+pub use creator::{Creation, Creator, Leaving, prepare_background_creator, psql};
 pub use major::Major;
 pub use network::{DeadEnd, Proxy};
 pub use process::{Pid, Process, Signal, output_of};
