@@ -59,6 +59,7 @@ macro_rules! tests_of {
 
 mod abandoned;
 mod at_risk;
+mod blocker_action;
 mod blockers;
 mod contract;
 mod defaults;

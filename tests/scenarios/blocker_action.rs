@@ -1,0 +1,371 @@
+//! What `slot_self_heal.blocker_action` does to the sessions that block.
+
+use std::{
+    thread,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use harness::{
+    Blocker, Blocking, Cluster, Creator, Login, PATIENCE, Process, Session, Setup, SqlError,
+    for_a_while, psql, wait_for, wait_until,
+};
+
+use crate::{Major, primary, with_extension};
+
+const SLOT: &str = "cdc_slot";
+
+on_every_major!(
+    terminate,
+    cancel,
+    cancel_in_vain,
+    cancel_that_a_savepoint_survives,
+    cancel_and_then_terminate,
+    report_by_default,
+    changed_while_a_creation_waits,
+    commits_just_then,
+);
+
+/// Ended by the server on somebody's command.
+pub(crate) const TERMINATED: &str = "57P01";
+pub(crate) const CANCELLED: &str = "57014";
+
+/// The SQLSTATE too, after the backend's type.
+const LOG_CODES: &str = "log_line_prefix = '%m [%p] %b %e '";
+
+/// A primary with a role that may do no more than log in, and this action.
+#[track_caller]
+pub(crate) fn acting_primary(action: &str, grace: &str, scope: &str, setup: Setup) -> Cluster {
+    let setup = setup
+        .conf(&format!("slot_self_heal.blocker_action = '{action}'"))
+        .conf(&format!("slot_self_heal.blocker_grace = '{grace}'"))
+        .conf(&format!("slot_self_heal.blocker_scope = '{scope}'"));
+    let cluster = with_extension(setup);
+    cluster.run("CREATE ROLE app LOGIN");
+    cluster
+}
+
+/// The application of that role.
+pub(crate) fn app(cluster: &Cluster) -> Login {
+    cluster
+        .login()
+        .role("app")
+        .application(Blocker::APPLICATION)
+}
+
+/// What the log says of a session that was ended.
+pub(crate) fn terminating(blocking: &Blocking) -> String {
+    format!(
+        "terminating the session of transaction {}, which held up",
+        blocking.xid
+    )
+}
+
+pub(crate) fn cancelling(blocking: &Blocking) -> String {
+    format!(
+        "cancelling the statement of transaction {}, which held up",
+        blocking.xid
+    )
+}
+
+/// What it says of one that is not.
+pub(crate) fn sparing(blocking: &Blocking) -> String {
+    format!("slot_self_heal does not end transaction {}: ", blocking.xid)
+}
+
+/// Nobody's session was told to end.
+#[track_caller]
+pub(crate) fn check_nobody_was_told(cluster: &Cluster) {
+    for does in ["terminating the session", "cancelling the statement"] {
+        assert_eq!(cluster.count_in_log(does), 0, "{does}");
+    }
+}
+
+/// It was ended, and the log says so once.
+#[track_caller]
+pub(crate) fn check_terminated(cluster: &Cluster, blocking: &mut Blocking) {
+    cluster.wait_for_log(&terminating(blocking));
+    let error = blocking.error();
+    // The connection's end may reach our client before the error does.
+    assert!([TERMINATED, ""].contains(&error.code.as_str()), "{error}");
+    assert_eq!(cluster.count_in_log(&terminating(blocking)), 1);
+}
+
+/// By hand, as the view says.
+#[track_caller]
+pub(crate) fn end_by_hint(cluster: &Cluster) {
+    let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    cluster.paste("postgres", status.hint());
+    cluster.wait_for_state(SLOT, "ready");
+}
+
+fn terminate(major: Major) {
+    let cluster = acting_primary("terminate", "1s", "idle", Setup::new(major).conf(LOG_CODES));
+    let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    let error = blocking.error();
+    assert_eq!(error.code, TERMINATED, "{error}");
+    let finished = cluster.wait_for_end_of(SLOT);
+    assert_eq!(finished.outcome, "ready");
+    assert_eq!(finished.blockers[0].xid, blocking.xid);
+
+    for_a_while();
+    let lines = cluster.worker_log();
+    let said: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains(&terminating(&blocking)))
+        .collect();
+    let [said] = said[..] else {
+        panic!("not said once: {lines:#?}");
+    };
+    assert!(said.contains(&format!(" {TERMINATED} LOG: ")), "{said}");
+    assert!(said.contains(SLOT), "{said}");
+    let pid = blocking.pid.expect("a session");
+    let who = format!("pid {pid} (role app, database postgres, application orders");
+    let detail = lines
+        .iter()
+        .find(|line| line.contains("DETAIL: ") && line.contains("blocker_action says so"));
+    assert!(detail.is_some_and(|line| line.contains(&who)), "{lines:#?}");
+}
+
+fn cancel(major: Major) {
+    let cluster = acting_primary("cancel", "1s", "any", Setup::new(major).conf(LOG_CODES));
+    let mut blocking = Blocker::Active.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    let error = blocking.error();
+    assert_eq!(error.code, CANCELLED, "{error}");
+    // the session lives on
+    let pid = blocking.pid.expect("a session");
+    assert!(cluster.is_true(&format!(
+        "SELECT state = 'idle in transaction (aborted)' FROM pg_stat_activity WHERE pid = {pid}"
+    )));
+    let lines = cluster.worker_log();
+    let said: Vec<&String> = lines
+        .iter()
+        .filter(|line| line.contains(&cancelling(&blocking)))
+        .collect();
+    assert_eq!(said.len(), 1, "{lines:#?}");
+    assert!(said[0].contains(&format!(" {CANCELLED} LOG: ")), "{said:?}");
+}
+
+/// Postgres ignores a cancel request in a session that runs nothing.
+fn cancel_in_vain(major: Major) {
+    let cluster = acting_primary("cancel", "100ms", "any", Setup::new(major));
+    let blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    let reason = "Postgres ignores a cancel request there";
+    cluster.wait_for_log(&sparing(&blocking));
+    let status = cluster.wait_for_status(SLOT, "the reason", |status| {
+        status.detail().contains(reason)
+    });
+    assert!(status.detail().contains("does not end it"), "{status:#?}");
+    for_a_while();
+    assert_eq!(cluster.count_in_log(&sparing(&blocking)), 1);
+    assert_eq!(cluster.count_in_log(reason), 1);
+    check_nobody_was_told(&cluster);
+
+    let cancelled = cancelling(&blocking);
+    let mut statement = blocking.into_session().start("SELECT pg_sleep(3600)");
+    let error = statement.result().expect_err("it was to be cancelled");
+    assert_eq!(error.code, CANCELLED, "{error}");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    assert_eq!(cluster.count_in_log(&cancelled), 1);
+}
+
+/// A psql that rolls a failed statement back, and no more, in a transaction of
+/// the role's.
+struct Stubborn {
+    psql: Process,
+    xid: String,
+}
+
+impl Stubborn {
+    /// It runs one long statement after the other.
+    #[track_caller]
+    fn start(cluster: &Cluster) -> Stubborn {
+        let mut psql = psql(cluster, &app(cluster).conninfo());
+        psql.type_line("\\set ON_ERROR_ROLLBACK on");
+        psql.type_line("BEGIN;");
+        psql.type_line("SELECT 'holds', pg_current_xact_id()::xid \\g (format=csv)");
+        psql.type_line("SELECT pg_sleep(3600);");
+        psql.type_line("SELECT pg_sleep(7200);");
+        let xid = wait_for("the xid of psql", PATIENCE, || {
+            let printed = psql.printed();
+            let line = printed.lines().find_map(|line| line.strip_prefix("holds,"));
+            line.map(str::to_owned).ok_or(printed)
+        });
+        Stubborn { psql, xid }
+    }
+
+    /// Waits until the first statement was cancelled, and the second runs in the
+    /// same transaction.
+    #[track_caller]
+    fn survives(&self, cluster: &Cluster) {
+        cluster.wait_for_log("canceling statement due to user request");
+        wait_until("its second statement", PATIENCE, || {
+            self.goes_on(cluster, "SELECT pg_sleep(7200);")
+        });
+    }
+
+    #[track_caller]
+    fn goes_on(&self, cluster: &Cluster, query: &str) -> bool {
+        cluster.is_true(&format!(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{}' \
+             AND query = '{query}' AND state = 'active')",
+            self.xid
+        ))
+    }
+}
+
+/// Whoever sets savepoints goes on in the same transaction. One signal is
+/// enough to see that.
+fn cancel_that_a_savepoint_survives(major: Major) {
+    let cluster = acting_primary("cancel", "100ms", "any", Setup::new(major));
+    let stubborn = Stubborn::start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    stubborn.survives(&cluster);
+    for_a_while();
+    assert!(stubborn.goes_on(&cluster, "SELECT pg_sleep(7200);"));
+    let said = format!("cancelling the statement of transaction {}", stubborn.xid);
+    assert_eq!(cluster.count_in_log(&said), 1);
+    assert_eq!(cluster.count_in_log("due to user request"), 1);
+    let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    assert!(
+        status.detail().contains("has cancelled its statement"),
+        "{status:#?}"
+    );
+    end_by_hint(&cluster);
+    creation.finish().unwrap();
+}
+
+/// The operator sees that it did not help, and allows more.
+fn cancel_and_then_terminate(major: Major) {
+    let cluster = acting_primary("cancel", "100ms", "any", Setup::new(major));
+    let mut stubborn = Stubborn::start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    stubborn.survives(&cluster);
+    cluster.set("slot_self_heal.blocker_action", "'terminate'");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    stubborn.psql.finish();
+    let printed = stubborn.psql.printed();
+    assert!(printed.contains("terminating connection"), "{printed}");
+}
+
+fn report_by_default(major: Major) {
+    let setup = Setup::new(major)
+        .conf("slot_self_heal.blocker_grace = 0")
+        .conf("slot_self_heal.blocker_scope = 'any'");
+    let cluster = with_extension(setup);
+    cluster.run("CREATE ROLE app LOGIN");
+    let idle = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let active = Blocker::Active.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    let status = cluster.wait_for_status(SLOT, "both", |status| status.blockers.len() == 2);
+    for_a_while();
+    assert!(idle.goes_on(&cluster) && active.goes_on(&cluster));
+    check_nobody_was_told(&cluster);
+    assert_eq!(cluster.count_in_log("slot_self_heal does not end"), 0);
+    assert!(!status.detail().contains("does not end"), "{status:#?}");
+    end_by_hint(&cluster);
+    creation.finish().unwrap();
+}
+
+/// Each setting counts at once, also for whom a creation waits for already.
+fn changed_while_a_creation_waits(major: Major) {
+    let cluster = primary(major);
+    cluster.run("CREATE ROLE app LOGIN");
+    let mut blocking = Blocker::Active.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    cluster.set("slot_self_heal.blocker_action", "'terminate'");
+    cluster.wait_until_sql(
+        "the reload",
+        "current_setting('slot_self_heal.blocker_action') = 'terminate'",
+    );
+    for_a_while();
+    assert!(blocking.goes_on(&cluster), "within its grace");
+    assert_eq!(cluster.count_in_log(&sparing(&blocking)), 0);
+
+    cluster.set("slot_self_heal.blocker_grace", "'1s'");
+    cluster.wait_for_log(&sparing(&blocking));
+    assert!(blocking.goes_on(&cluster), "active");
+
+    cluster.set("slot_self_heal.blocker_scope", "'any'");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    check_terminated(&cluster, &mut blocking);
+}
+
+/// A session commits what blocked at about the end of its grace and works on in
+/// transactions that block nothing. Either is told to end while the former
+/// runs, or never.
+fn commits_just_then(major: Major) {
+    const GRACE: Duration = Duration::from_millis(200);
+    const ROUNDS: i32 = 30;
+    let cluster = acting_primary("terminate", "200ms", "any", Setup::new(major));
+    cluster.run("CREATE TABLE written (round int)");
+    cluster.run("GRANT INSERT ON written TO app");
+    let mut told = 0;
+    for round in 0..ROUNDS {
+        let slot = format!("slot_{round}");
+        let mut session = app(&cluster).connect();
+        session.run("BEGIN");
+        session.run(&format!("INSERT INTO written VALUES ({round})"));
+        let xid = session.value("SELECT pg_current_xact_id()::xid");
+        let mut creation = Creator::SqlFunction.start(&cluster, &slot);
+        cluster.wait_for_state(&slot, "waiting_for_transactions");
+        let seen = cluster.value(&format!(
+            "SELECT (1000 * extract(epoch FROM state_since))::bigint \
+             FROM slot_self_heal_status WHERE slot_name = '{slot}'"
+        ));
+        // from 30 ms before it to 30 ms after
+        let early = Duration::from_millis(30);
+        let later = Duration::from_millis(2 * round as u64);
+        let seen = Duration::from_millis(seen.parse().expect("milliseconds"));
+        sleep_until(UNIX_EPOCH + seen + GRACE - early + later);
+
+        let ended = work_on(&mut session);
+        creation.finish().unwrap();
+        let line = format!("terminating the session of transaction {xid}, ");
+        assert_eq!(cluster.count_in_log(&line), usize::from(ended.is_some()));
+        told += usize::from(ended.is_some());
+        if let Some(error) = ended {
+            assert!(error.code == TERMINATED || error.code.is_empty(), "{error}");
+        }
+        cluster.run(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    }
+    assert_eq!(cluster.count_in_log("terminating the session"), told);
+    // Those that were ended without a commit have written nothing.
+    let written = cluster.number("SELECT count(DISTINCT round) FROM written WHERE round >= 0");
+    assert!(
+        written + told as i64 >= i64::from(ROUNDS),
+        "{written} {told}"
+    );
+}
+
+/// Commits and does more. What ends the session, if anything does, comes at the
+/// latest with the commit: no answer to a later statement precedes it.
+#[track_caller]
+fn work_on(session: &mut Session) -> Option<SqlError> {
+    if let Err(error) = session.try_run("COMMIT") {
+        return Some(error);
+    }
+    if let Err(error) = session.try_run("INSERT INTO written VALUES (-1)") {
+        return Some(error);
+    }
+    for _ in 0..100 {
+        session.run("INSERT INTO written VALUES (-1)");
+    }
+    None
+}
+
+fn sleep_until(time: SystemTime) {
+    if let Ok(left) = time.duration_since(SystemTime::now()) {
+        thread::sleep(left);
+    }
+}
