@@ -67,6 +67,7 @@ mod encodings;
 mod end_of_creation;
 mod extension;
 mod failures;
+mod guards;
 mod hints;
 mod history;
 mod hostile_database;
