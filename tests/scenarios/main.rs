@@ -58,6 +58,7 @@ macro_rules! tests_of {
 }
 
 mod abandoned;
+mod all_limits;
 mod at_risk;
 mod blocker_action;
 mod blockers;
