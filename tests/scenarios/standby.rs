@@ -7,6 +7,7 @@ mod abandoned;
 mod blockers;
 mod cascade;
 mod deadlock;
+mod end_blocker;
 mod failover;
 mod healing;
 mod idle;
