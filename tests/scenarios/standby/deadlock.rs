@@ -1,7 +1,9 @@
 //! Replay waits for the creator, and the creator for replay: neither goes on,
 //! and no record helps.
 
-use harness::{Blocker, Creator, PATIENCE, Running, Setup, Status, wait_until};
+use harness::{
+    Blocker, Blocking, Creation, Creator, PATIENCE, Running, Setup, Status, for_a_while, wait_until,
+};
 
 use super::{Pair, SLOT, check_hint, wait_for_startup_process};
 use crate::{Major, primary};
@@ -10,6 +12,9 @@ on_majors_with_standby_slots!(
     conflict_with_its_snapshot,
     conflict_with_its_lock,
     conflict_with_somebody_elses_snapshot,
+    cancelled_where_that_is_allowed,
+    left_to_postgres,
+    ended_by_creation_timeout,
 );
 
 /// A primary with a table, and a standby that waits for its sessions however
@@ -125,4 +130,97 @@ fn conflict_with_somebody_elses_snapshot(major: Major) {
     pair.standby.wait_for_replay_of(&pair.primary);
     blocking.commit();
     pair.finish(&mut creation);
+}
+
+/// A deadlock with replay, whoever ends it.
+struct Deadlock {
+    pair: Pair,
+    creation: Creation,
+    _blocking: Blocking,
+}
+
+impl Deadlock {
+    #[track_caller]
+    fn start(pair: Pair) -> Deadlock {
+        let blocking = Blocker::AnotherDatabase.start(&pair.primary);
+        let creation = pair.create(Creator::SqlFunction);
+        pair.standby
+            .wait_for_state(SLOT, "waiting_for_transactions");
+        pair.primary.run("DELETE FROM orders WHERE id < 50");
+        pair.primary.run("VACUUM orders");
+        pair.commit_something();
+        pair.standby.wait_for_state(SLOT, "blocking_replay");
+        Deadlock {
+            pair,
+            creation,
+            _blocking: blocking,
+        }
+    }
+
+    /// The creation was ended, and replay goes on; the creator's error.
+    #[track_caller]
+    fn is_over(&mut self) -> String {
+        let error = self.creation.finish().expect_err("it was cancelled");
+        let standby = &self.pair.standby;
+        standby.wait_for_replay_of(&self.pair.primary);
+        assert!(standby.status(SLOT).is_none());
+        error
+    }
+
+    fn cancellations(&self) -> Vec<String> {
+        let mut lines = self.pair.standby.worker_log();
+        lines.retain(|line| line.contains("LOG:  cancelling the creation of logical"));
+        lines
+    }
+}
+
+/// By default it is not, however long it takes.
+fn cancelled_where_that_is_allowed(major: Major) {
+    let mut deadlock = Deadlock::start(patient_standby(major));
+    let standby = &deadlock.pair.standby;
+    standby.wait_until_sql(
+        "a long deadlock",
+        "EXISTS (SELECT FROM slot_self_heal_status WHERE now() - state_since > '33s')",
+    );
+    for_a_while();
+    assert_eq!(standby.status(SLOT).unwrap().state, "blocking_replay");
+    assert_eq!(deadlock.cancellations(), [""; 0]);
+
+    standby.set("slot_self_heal.cancel_blocking_replay", "on");
+    let error = deadlock.is_over();
+    assert!(error.contains("57014"), "{error}");
+    let finished = deadlock.pair.standby.wait_for_end_of(SLOT);
+    assert_eq!(finished.outcome, "cancelled by slot_self_heal");
+    let lines = deadlock.cancellations();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("it holds replay up"), "{lines:#?}");
+}
+
+/// It has a remedy of its own, and its own time for it.
+fn left_to_postgres(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
+    let standby = Setup::new(major)
+        .conf("hot_standby_feedback = off")
+        .conf("max_standby_streaming_delay = '40s'")
+        .conf("slot_self_heal.cancel_blocking_replay = on");
+    let mut deadlock = Deadlock::start(Pair::of(primary, standby));
+    let error = deadlock.is_over();
+    assert!(error.contains("conflict with recovery"), "{error}");
+    assert_eq!(deadlock.cancellations(), [""; 0]);
+    let finished = deadlock.pair.standby.wait_for_end_of(SLOT);
+    assert_eq!(finished.outcome, "gone");
+}
+
+fn ended_by_creation_timeout(major: Major) {
+    let mut deadlock = Deadlock::start(patient_standby(major));
+    deadlock
+        .pair
+        .standby
+        .set("slot_self_heal.creation_timeout", "'1s'");
+    let error = deadlock.is_over();
+    assert!(error.contains("57014"), "{error}");
+    let lines = deadlock.cancellations();
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    assert!(lines[0].contains("it takes longer than 1 s"), "{lines:#?}");
 }
