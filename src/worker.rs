@@ -409,7 +409,7 @@ impl Worker {
             }
             Err(problem) => {
                 for (xid, _) in requests {
-                    let guard = Guard::Primary(problem.message.clone());
+                    let guard = Guard::NotAsked(problem.message.clone());
                     self.spare(xid, guard, Some(&problem.hint), now);
                 }
             }

@@ -235,9 +235,8 @@ fn on_missing_record(upstream: &Upstream) -> Advice {
     match upstream {
         Upstream::NotNeeded | Upstream::Ok => Advice {
             detail: Some(
-                "Waits for a running-xacts record from the primary, which slot_self_heal asks for \
-                 it."
-                .into(),
+                "Waits for a running-xacts record, which slot_self_heal has the primary write."
+                    .into(),
             ),
             hint: None,
         },
@@ -510,6 +509,8 @@ pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<String> {
         | Guard::NotKnown
         | Guard::CancelInVain
         | Guard::Committed
+        | Guard::JustIdle
+        | Guard::NotAsked(_)
         | Guard::Primary(_) => None,
     }
 }
@@ -570,7 +571,11 @@ pub fn describe(blocker: &Transaction, now: Timestamp) -> String {
 
 /// `idle in transaction for 5 min 2 s`
 fn doing(blocker: &Transaction, now: Timestamp) -> String {
-    let state = blocker.state.as_deref().unwrap_or("open");
+    let state = match blocker.state.as_deref() {
+        Some("disabled") => "in a state that is not known (track_activities is off)",
+        Some(state) => state,
+        None => "open",
+    };
     match blocker.state_since.or(blocker.started) {
         Some(since) => format!("{state} for {}", in_words(now.since(since))),
         None => state.to_owned(),

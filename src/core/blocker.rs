@@ -109,7 +109,9 @@ impl Blocker {
     /// Returns whether that is news: each kind of guard is said once.
     pub fn was_spared(&mut self, guard: Guard, now: Timestamp) -> bool {
         self.judged = Some(now);
-        let is_news = !self.logged.iter().any(|logged| logged.is_like(&guard));
+        // That passes by itself.
+        let is_lasting = guard != Guard::JustIdle;
+        let is_news = is_lasting && !self.logged.iter().any(|logged| logged.is_like(&guard));
         if is_news {
             self.logged.push(guard.clone());
         }

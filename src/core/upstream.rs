@@ -271,7 +271,7 @@ impl Introduction {
             }),
             (_, None) | (None, _) => Err(Problem {
                 kind: Kind::NotConfigured,
-                message: "the primary has no slot_self_heal_end_blocker(xid, interval)".into(),
+                message: "it has no slot_self_heal_end_blocker(xid, interval)".into(),
                 hint: format!(
                     "CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}, with \
                      slot_self_heal preloaded there"

@@ -150,7 +150,7 @@ fn from_no_right_to_the_end(major: Major) {
     check_spared(
         &pair,
         &blocking,
-        "on the primary, role replicator may not execute \
+        "the primary could not be asked: role replicator may not execute \
          public.slot_self_heal_end_blocker(xid, interval)",
     );
     let lines = pair.standby.worker_log();
@@ -354,7 +354,8 @@ fn without_the_function(major: Major) {
     let pair = Pair::of(primary, standby);
     let blocking = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
     let creation = create_behind(&pair, &blocking);
-    let reason = "on the primary, the primary has no slot_self_heal_end_blocker(xid, interval)";
+    let reason =
+        "the primary could not be asked: it has no slot_self_heal_end_blocker(xid, interval)";
     check_spared(&pair, &blocking, reason);
     let hint = "CREATE EXTENSION slot_self_heal; -- on the primary, in database plain";
     assert!(pair.standby.count_in_log(hint) > 0, "no hint");
