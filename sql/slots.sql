@@ -31,6 +31,8 @@ SELECT s.slot_name,
        a.client_port AS creator_client_port,
        (pg_catalog.date_part('epoch', a.backend_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
            OPERATOR(pg_catalog.-) 946684800000000 AS creator_start,
+       (pg_catalog.date_part('epoch', a.query_start) OPERATOR(pg_catalog.*) 1000000)::pg_catalog.int8
+           OPERATOR(pg_catalog.-) 946684800000000 AS creator_query_start,
        a.state AS creator_state,
        (a.backend_xid IS NOT NULL)::pg_catalog.text AS creator_has_xid,
        a.wait_event_type AS creator_wait_event_type,

@@ -2,7 +2,8 @@
 --
 -- Run over a connection to another server, in text form. The next xid is what
 -- age() counts from in a session that has none of its own: it is told by its
--- distance from the first of all, 3 (FirstNormalTransactionId).
+-- distance from the first of all, 3 (FirstNormalTransactionId). The functions are
+-- the extension's own members: others of their names may be anybody's.
 SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1) AS version,
        c.system_identifier::pg_catalog.text AS system_identifier,
@@ -24,18 +25,25 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        END::pg_catalog.text AS position,
        pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid
   FROM pg_catalog.pg_control_system() AS c
-       LEFT JOIN (SELECT x.extnamespace, p.oid AS nudge,
-                         (SELECT b.oid
-                            FROM pg_catalog.pg_proc AS b
-                           WHERE b.pronamespace OPERATOR(pg_catalog.=) x.extnamespace
-                             AND b.proname OPERATOR(pg_catalog.=) 'slot_self_heal_end_blocker')
-                             AS end_blocker
+       LEFT JOIN (SELECT x.extnamespace,
+                         pg_catalog.min(p.oid::pg_catalog.int8) FILTER (
+                             WHERE p.proname OPERATOR(pg_catalog.=) 'slot_self_heal_nudge')
+                             ::pg_catalog.oid AS nudge,
+                         pg_catalog.min(p.oid::pg_catalog.int8) FILTER (
+                             WHERE p.proname OPERATOR(pg_catalog.=) 'slot_self_heal_end_blocker')
+                             ::pg_catalog.oid AS end_blocker
                     FROM pg_catalog.pg_extension AS x
-                         JOIN pg_catalog.pg_proc AS p
-                           ON p.pronamespace OPERATOR(pg_catalog.=) x.extnamespace
-                          AND p.proname OPERATOR(pg_catalog.=) 'slot_self_heal_nudge'
-                          AND p.pronargs OPERATOR(pg_catalog.=) 0
-                   WHERE x.extname OPERATOR(pg_catalog.=) 'slot_self_heal') AS e
+                         LEFT JOIN pg_catalog.pg_depend AS d
+                                ON d.refclassid OPERATOR(pg_catalog.=)
+                                       'pg_catalog.pg_extension'::pg_catalog.regclass
+                               AND d.refobjid OPERATOR(pg_catalog.=) x.oid
+                               AND d.classid OPERATOR(pg_catalog.=)
+                                       'pg_catalog.pg_proc'::pg_catalog.regclass
+                               AND d.deptype OPERATOR(pg_catalog.=) 'e'
+                         LEFT JOIN pg_catalog.pg_proc AS p
+                                ON p.oid OPERATOR(pg_catalog.=) d.objid
+                   WHERE x.extname OPERATOR(pg_catalog.=) 'slot_self_heal'
+                   GROUP BY x.extnamespace) AS e
               ON true
        LEFT JOIN pg_catalog.pg_namespace AS n
               ON n.oid OPERATOR(pg_catalog.=) e.extnamespace

@@ -24,7 +24,8 @@ use crate::server::report::{self, Notice};
 
 /// Room for some 500 creations with their blockers.
 const WATCH_BYTES: usize = 1 << 20;
-/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included.
+/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included. A page is made on the
+/// stack, so it can't be much larger.
 const FINISHED_BYTES: usize = 1 << 20;
 /// How many finished creations are remembered.
 const FINISHED: usize = 128;
@@ -186,7 +187,12 @@ pub fn remember(ended: Vec<Finished>) {
     finished.extend(ended);
     let surplus = finished.len().saturating_sub(FINISHED);
     finished.drain(..surplus);
-    // The last resort, where names and queries are as long as can be.
+    for shorten in [Finished::leave_out_queries, Finished::leave_out_blockers] {
+        if write(&HISTORY, &finished) {
+            return;
+        }
+        finished.iter_mut().for_each(shorten);
+    }
     while !write(&HISTORY, &finished) && !finished.is_empty() {
         finished.remove(0);
     }

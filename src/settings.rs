@@ -202,13 +202,16 @@ pub fn policy() -> Policy {
                 BlockerScope::Idle => policy::BlockerScope::Idle,
                 BlockerScope::Any => policy::BlockerScope::Any,
             },
-            // What is not a list was refused when it was set.
-            protected_roles: PROTECTED_ROLES
-                .get()
-                .and_then(|list| setting::names(&list))
-                .unwrap_or_default(),
+            protected_roles: protected_roles(),
         },
     }
+}
+
+/// What is not a list is taken for one name: no role has it, and so nobody is ended until it is
+/// mended. Such a value is refused, unless the server starts with it.
+fn protected_roles() -> Vec<String> {
+    let list = PROTECTED_ROLES.get().unwrap_or_default();
+    setting::names(&list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
 }
 
 /// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored

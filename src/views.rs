@@ -7,7 +7,7 @@ use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use serde_json::Value;
 
-use crate::core::guard::Ending;
+use crate::core::guard::{Answer, Ending};
 use crate::core::history::Finished;
 use crate::core::observation::Role;
 use crate::core::status::{self, Known, Status, Worker};
@@ -303,8 +303,8 @@ fn slot_self_heal_end_blocker(
     });
     TableIterator::once(match asked {
         Ok(Ok(ending)) => (ending.as_str(), None),
-        Ok(Err(Unsent::Over)) => ("none", Some("it has ended by itself".to_owned())),
-        Ok(Err(Unsent::Guarded(guard))) => ("none", Some(shown(guard.to_string()))),
+        Ok(Err(Unsent::Over)) => (Answer::OVER, None),
+        Ok(Err(Unsent::Guarded(guard))) => (Answer::SPARED, Some(shown(guard.to_string()))),
         Err(notice) => report::error(notice),
     })
 }

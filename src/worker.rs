@@ -20,13 +20,13 @@ use crate::core::advice;
 use crate::core::blocker::Blocker;
 use crate::core::decision::{Action, decide};
 use crate::core::episode::Nudge;
-use crate::core::guard::{self, Ending, Guard, Verdict};
+use crate::core::guard::{self, Answer, Ending, Guard, Verdict};
 use crate::core::history::Outcome;
 use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::policy::{BlockerRule, Policy};
 use crate::core::time::{Step, Timestamp};
-use crate::core::upstream::{self, Look};
+use crate::core::upstream::{self, Look, Problem};
 use crate::core::watch::{Change, Watch};
 use crate::core::xid::Xid;
 use crate::ledger::{self, Trouble};
@@ -54,6 +54,8 @@ const COPIES_NAP: Duration = Duration::from_secs(1);
 const UPSTREAM_REST_SHARE: u32 = 3;
 /// Between two log lines about the same kind of trouble with the upstream.
 const UPSTREAM_RETELL: Duration = Duration::from_secs(300);
+/// How many blockers the primary is asked to end at a time: it looks at each by itself.
+const ASKED_AT_ONCE: usize = 50;
 /// After an error in a tick, so that it does not come back fifty times a second.
 const NAP_AFTER_TROUBLE: Duration = Duration::from_secs(1);
 /// Before another try to connect to a database that could not be connected to.
@@ -171,7 +173,7 @@ struct Worker {
     /// What the upstream said last.
     look: Option<Rc<Look>>,
     /// What the log was last told of the upstream, and when.
-    told_upstream: Option<(upstream::Problem, Instant)>,
+    told_upstream: Option<(Problem, Instant)>,
     /// How long this tick has waited for the upstream, which costs this server nothing.
     asking: Duration,
     /// The time of the last scan, by both clocks.
@@ -388,31 +390,45 @@ impl Worker {
         if requests.is_empty() {
             return;
         }
+        // The others have their turn at the next tick.
+        requests.truncate(ASKED_AT_ONCE);
         process::show_activity(Activity::Asking);
         let begun = Instant::now();
-        let answer = self.upstream.end_blockers(&requests, &database);
+        let answer = self
+            .upstream
+            .end_blockers(&requests, &database, longest_rest());
         self.asking += begun.elapsed();
         let now = server::now();
         match answer {
             Ok(verdicts) => {
-                for Verdict {
-                    xid,
-                    ending,
-                    reason,
-                } in verdicts
-                {
-                    match ending {
-                        Some(ending) => self.told(xid, ending, Role::Standby, now),
-                        None => self.spare(xid, Guard::Primary(reason), None, now),
+                for Verdict { xid, answer } in verdicts {
+                    match answer {
+                        Answer::Told(ending) => self.told(xid, ending, Role::Standby, now),
+                        Answer::Over => {}
+                        Answer::Spared(reason) => {
+                            self.spare(xid, Guard::Primary(reason), None, now);
+                        }
                     }
                 }
             }
-            Err(problem) => {
-                for (xid, _) in requests {
-                    let guard = Guard::NotAsked(problem.message.clone());
-                    self.spare(xid, guard, Some(&problem.hint), now);
-                }
+            Err(problem) => self.spare_all(&requests, &problem, now),
+        }
+    }
+
+    /// The primary could not be asked. Says so for one of them: the reason is the same for all.
+    fn spare_all(&mut self, requests: &[(Xid, Duration)], problem: &Problem, now: Timestamp) {
+        let guard = Guard::NotAsked(problem.message.clone());
+        let mut news = Vec::new();
+        for &(xid, _) in requests {
+            if let Some(blocker) = self.watch.blocker_mut(xid)
+                && blocker.was_spared(guard.clone(), now)
+            {
+                news.push(xid);
             }
+        }
+        if let Some(&xid) = news.first() {
+            let hint = Some(problem.hint.as_str());
+            report::log(narrate::spared_blocker(&self.watch, xid, &guard, hint, now));
         }
     }
 
@@ -442,9 +458,8 @@ impl Worker {
             return Ok(());
         }
         process::show_activity(Activity::Asking);
-        let longest_rest = settings::policy().nudge_interval / UPSTREAM_REST_SHARE;
         let begun = Instant::now();
-        let answer = self.upstream.ask(wish, &database, longest_rest);
+        let answer = self.upstream.ask(wish, &database, longest_rest());
         self.asking += begun.elapsed();
         if answer.look.is_some() {
             self.look = answer.look;
@@ -596,4 +611,8 @@ impl Worker {
         report::warning(narrate::trouble(&notice));
         self.trouble = Some(notice);
     }
+}
+
+fn longest_rest() -> Duration {
+    settings::policy().nudge_interval / UPSTREAM_REST_SHARE
 }

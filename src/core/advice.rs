@@ -519,7 +519,9 @@ pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<String> {
 fn spared(blocker: &Blocker) -> String {
     match (&blocker.guard, blocker.told) {
         (Some(guard), _) => format!(" slot_self_heal does not end it: {guard}."),
-        (None, Some(Ending::Cancel)) => " slot_self_heal has cancelled its statement.".to_owned(),
+        (None, Some(Ending::Cancel)) => " slot_self_heal has cancelled its statement, and it has \
+             stayed in its transaction; slot_self_heal.blocker_action = terminate would end it."
+            .to_owned(),
         (None, Some(Ending::Terminate)) => " slot_self_heal has told it to end.".to_owned(),
         (None, None) => String::new(),
     }
@@ -590,6 +592,10 @@ pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timesta
         Role::Standby => "on the primary: ",
     };
     match &blocker.holder {
+        Holder::Session(_) if blocker.waits_for_sync_standby => format!(
+            "SELECT application_name, state, sync_state FROM pg_stat_replication; -- {place}it has \
+             committed, and waits for a synchronous standby (synchronous_standby_names)"
+        ),
         Holder::Session(pid) => {
             let terminate = format!("SELECT pg_terminate_backend({pid}); -- {place}{doing}");
             match kinship(&episode.creator, blocker) {

@@ -373,6 +373,14 @@ impl Episode {
         }
     }
 
+    /// Leaves out what only serves while it goes on.
+    pub(super) fn shorten(&mut self) {
+        self.past_blockers.clear();
+        if let Some(told) = &mut self.told {
+            told.blockers.clear();
+        }
+    }
+
     /// Whether this transaction blocks it or did.
     pub fn was_blocked_by(&self, xid: Xid) -> bool {
         self.blockers.contains(&xid) || self.past_blockers.contains(&xid)

@@ -36,12 +36,36 @@ impl Ending {
     }
 }
 
-/// What a primary says it has done about a transaction, and, if nothing, why.
+/// What a primary says of a transaction that it was asked to end.
 #[derive(Clone, Debug)]
 pub struct Verdict {
     pub xid: Xid,
-    pub ending: Option<Ending>,
-    pub reason: String,
+    pub answer: Answer,
+}
+
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Told(Ending),
+    /// It has ended by itself.
+    Over,
+    /// With the reason.
+    Spared(String),
+}
+
+impl Answer {
+    /// What `slot_self_heal_end_blocker()` says for [`Self::Over`].
+    pub const OVER: &str = "ended";
+    /// And for [`Self::Spared`].
+    pub const SPARED: &str = "none";
+
+    pub fn from_columns(action: &str, reason: String) -> Self {
+        let ending = Ending::ALL.into_iter().find(|e| e.as_str() == action);
+        match ending {
+            Some(ending) => Self::Told(ending),
+            None if action == Self::OVER => Self::Over,
+            None => Self::Spared(reason),
+        }
+    }
 }
 
 /// What keeps us from ending a session, whatever the settings otherwise say.
@@ -188,8 +212,14 @@ pub fn judge<'a>(
         return Err(Guard::Committed);
     }
     let standing = standing.ok_or(Guard::NotKnown)?;
+    // Whoever says so may be another server: what has blocked for so long has run for so long.
+    let has_run = || {
+        let lasts = |started: Timestamp| now.since(started) >= rule.grace;
+        transaction.started.is_some_and(lasts)
+    };
     match standing.backend_type.as_str() {
         "walsender" => return Err(Guard::Replication),
+        "autovacuum worker" if !has_run() => return Err(Guard::Grace),
         "autovacuum worker" => return autovacuum(transaction, rule).map(|ending| (pid, ending)),
         "client backend" => {}
         other => return Err(Guard::NotAClient(other.to_owned())),
@@ -208,9 +238,7 @@ pub fn judge<'a>(
     if matches!(state, "" | "disabled") {
         return Err(Guard::NotKnown);
     }
-    // Whoever says so may be another server: what has blocked for so long has run for so long.
-    let has_run = |started: Timestamp| now.since(started) >= rule.grace;
-    if !transaction.started.is_some_and(has_run) {
+    if !has_run() {
         return Err(Guard::Grace);
     }
     match (state, rule.scope, ending) {

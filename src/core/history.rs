@@ -12,6 +12,8 @@ use super::xid::Lsn;
 
 /// How many past blockers of a creation are remembered: those that blocked longest.
 pub const REMEMBERED: usize = 10;
+/// And where there is not room for so many.
+const FEWEST: usize = 2;
 /// The part of their queries that is kept, in bytes.
 const QUERY: usize = 200;
 
@@ -67,7 +69,7 @@ impl Finished {
         }
         // They stand in `blockers` now.
         episode.blockers.clear();
-        episode.past_blockers.clear();
+        episode.shorten();
         Self {
             ended: now,
             outcome: match (made, &episode.cancelled) {
@@ -79,6 +81,18 @@ impl Finished {
             episode,
             blockers,
         }
+    }
+
+    /// Where there is not room for all.
+    pub fn leave_out_queries(&mut self) {
+        for blocker in &mut self.blockers {
+            blocker.transaction.cut_query(0);
+        }
+    }
+
+    /// Where there is not room for all: the oldest stay.
+    pub fn leave_out_blockers(&mut self) {
+        self.blockers.truncate(FEWEST);
     }
 
     /// Whether the log knows of it, and should hear how it ended. A creation on a standby that

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::guard::{Ending, Standing, Verdict};
+use super::guard::{Answer, Standing, Verdict};
 use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
@@ -241,6 +241,9 @@ pub struct CreatorIdentity {
     pub pid: Pid,
     /// Tells this process from a later one that got the same pid.
     pub backend_start: Option<Timestamp>,
+    /// When its statement began, which tells a creation from a later one of the same session. A
+    /// background worker has none, whatever it shows.
+    pub query_start: Option<Timestamp>,
     /// `pg_stat_activity.backend_type`
     pub backend_type: String,
     pub application_name: String,
@@ -494,9 +497,7 @@ impl<'a> Row<'a> {
     /// its own affair.
     fn holder_does_something_else(&mut self) -> Result<bool, UnreadableRow> {
         let state = self.text("creator_state")?;
-        let is_session = self
-            .peek("creator_type")
-            .is_some_and(|backend_type| matches!(backend_type, "client backend" | "walsender"));
+        let is_session = self.peek("creator_type").is_some_and(is_session);
         Ok(self.required("creator_has_xid")? || is_session && state.starts_with("idle"))
     }
 
@@ -511,6 +512,7 @@ impl<'a> Row<'a> {
         let wait_event = self.text("creator_wait_event")?;
         let client_addr: Option<String> = self.optional("creator_client_addr")?;
         let client_port = self.optional("creator_client_port")?;
+        let query_start = self.timestamp("creator_query_start")?;
         Ok(Creator {
             wait: CreatorWait::from_activity(&backend_type, &wait_event_type, &wait_event),
             client: Client::from_activity(client_addr.as_deref(), client_port),
@@ -520,6 +522,7 @@ impl<'a> Row<'a> {
             identity: CreatorIdentity {
                 pid,
                 backend_start: self.timestamp("creator_start")?,
+                query_start: query_start.filter(|_| is_session(&backend_type)),
                 backend_type,
                 application_name: self.text("creator_application")?,
                 client_addr,
@@ -544,10 +547,7 @@ impl<'a> Row<'a> {
         let action = self.text("action")?;
         Ok(Verdict {
             xid: self.required("xid")?,
-            ending: Ending::ALL
-                .into_iter()
-                .find(|ending| ending.as_str() == action),
-            reason: self.text("reason")?,
+            answer: Answer::from_columns(&action, self.text("reason")?),
         })
     }
 
@@ -655,6 +655,11 @@ impl<'a> Row<'a> {
     }
 }
 
+/// By its `backend_type`.
+fn is_session(backend_type: &str) -> bool {
+    matches!(backend_type, "client backend" | "walsender")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -679,6 +684,7 @@ mod tests {
         ("creator_client_addr", None),
         ("creator_client_port", Some("-1")),
         ("creator_start", Some("5")),
+        ("creator_query_start", Some("7")),
         ("creator_state", Some("active")),
         ("creator_has_xid", Some("false")),
         ("creator_wait_event_type", Some("Client")),

@@ -33,6 +33,8 @@ impl WalRate {
             Some((last, _)) if now >= *last && now.since(*last) < SAMPLE => return,
             // The clock was set back, or another server's WAL is followed.
             Some((last, before)) if now < *last || position < *before => self.samples.clear(),
+            // Nobody has measured for a while.
+            Some((last, _)) if now.since(*last) > FRESH => self.samples.clear(),
             Some(_) | None => {}
         }
         self.samples.push_back((now, position));

@@ -49,7 +49,9 @@ pub struct Known {
 /// Tells the status of a slot from the server's own view of it and from what the worker knows.
 pub fn status(slot: Slot, known: &Known, now: Timestamp) -> Status {
     let mut status = of_slot(slot, known, now);
+    // A standby's copy is the business of the slot itself.
     if let Progress::Building(_) | Progress::Usable = status.slot.progress
+        && !status.slot.synced
         && let Some(risk) = risk::of(&status.slot, &known.watch.wal_rate, now)
     {
         let Status { slot, advice, .. } = &mut status;

@@ -75,6 +75,8 @@ impl Watch {
     pub fn update(&mut self, observation: &Observation) -> Vec<Change> {
         let mut before = std::mem::take(&mut self.episodes);
         let mut copies_before = std::mem::take(&mut self.copies);
+        // A predecessor's copy may lack some, which are seen again now.
+        self.more_episodes = 0;
         self.learn(observation);
         let now = observation.at;
         let mut changes = Vec::new();
@@ -153,7 +155,7 @@ impl Watch {
                 });
             }
         }
-        self.forget_briefest(&before);
+        self.forget_briefest(before.values());
         let blocked = self.named(|episode| &episode.past_blockers);
         let past = before.into_values();
         self.blockers
@@ -164,12 +166,15 @@ impl Watch {
     }
 
     /// Of each creation's past blockers those stay that blocked longest.
-    fn forget_briefest(&mut self, past: &HashMap<Xid, Blocker>) {
+    fn forget_briefest<'a>(&mut self, past: impl Iterator<Item = &'a Blocker>) {
+        let duration = |blocker: &Blocker| (blocker.xid(), blocker.blocked_for());
+        let mut durations: HashMap<Xid, Duration> = past.map(duration).collect();
+        durations.extend(self.blockers.iter().map(duration));
         for episode in self.episodes.values_mut() {
             if episode.past_blockers.len() > REMEMBERED {
-                episode.past_blockers.sort_by_key(|xid| {
-                    Reverse(past.get(xid).map_or(Duration::ZERO, Blocker::blocked_for))
-                });
+                episode
+                    .past_blockers
+                    .sort_by_key(|xid| Reverse(durations.get(xid).copied().unwrap_or_default()));
                 episode.past_blockers.truncate(REMEMBERED);
             }
         }
@@ -327,7 +332,7 @@ impl Watch {
         for episode in self.episodes.values_mut() {
             episode.more_blockers += episode.blockers.len().saturating_sub(FEW_BLOCKERS);
             episode.blockers.truncate(FEW_BLOCKERS);
-            episode.past_blockers.clear();
+            episode.shorten();
         }
         self.drop_unnamed_blockers();
         while !fits(self) && !self.episodes.is_empty() {

@@ -73,8 +73,8 @@ unsafe extern "C-unwind" fn check_limit(
     match source {
         PGC_S_SESSION | PGC_S_CLIENT => refuse(
             PgSqlErrorCode::ERRCODE_CANT_CHANGE_RUNTIME_PARAM,
-            c"this parameter cannot be set within a session",
-            c"The worker of slot_self_heal applies it, and does not see what a session sets.",
+            None,
+            c"The worker of slot_self_heal applies it, and does not see what a session sets for itself.",
             c"Set it in postgresql.conf, or with ALTER DATABASE or ALTER ROLE.",
         ),
         PGC_S_GLOBAL | PGC_S_DATABASE | PGC_S_USER | PGC_S_DATABASE_USER
@@ -82,9 +82,9 @@ unsafe extern "C-unwind" fn check_limit(
         {
             refuse(
                 PgSqlErrorCode::ERRCODE_WARNING,
-                c"a limit of slot_self_heal is set for the database or the role of its worker",
-                c"It applies to slots that are created there, not to the worker's own session.",
-                c"Nothing need be done.",
+                Some(c"a limit of slot_self_heal is set for the database or the role of its worker"),
+                c"It applies to slots that are created there, as it should, and not to all others.",
+                c"To be told so no more, let slot_self_heal.database name another database.",
             )
         }
         _ => true,
@@ -101,8 +101,8 @@ unsafe extern "C-unwind" fn check_nonzero_limit(
         if *value == 0 {
             refuse(
                 PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-                c"this limit cannot be zero",
-                c"Every creation would exceed it.",
+                None,
+                c"Every creation would exceed a limit of zero.",
                 c"-1 means no limit.",
             )
         } else {
@@ -142,11 +142,13 @@ unsafe extern "C-unwind" fn check_names(
 ) -> bool {
     // SAFETY: the new value, which is a string.
     let text = unsafe { CStr::from_ptr(*value) };
-    names(text).is_some()
+    // Refused while the server starts, it would be the default, an empty list, with a warning only.
+    super::is_preloading()
+        || names(text).is_some()
         || refuse(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            c"list syntax is invalid",
-            c"It is a list of names, separated by commas.",
+            None,
+            c"List syntax is invalid: it is a list of names, separated by commas.",
             c"A name with capital letters or other characters stands in double quotes.",
         )
 }
@@ -170,17 +172,20 @@ pub fn names(list: &CStr) -> Option<Vec<String>> {
     }
 }
 
-/// What a check hook says of a value that it refuses.
+/// What a check hook says of a value that it refuses. Without a message Postgres names the
+/// parameter and the value.
 fn refuse(
     code: PgSqlErrorCode,
-    message: &'static CStr,
+    message: Option<&'static CStr>,
     detail: &'static CStr,
     hint: &'static CStr,
 ) -> bool {
     // SAFETY: as the macros GUC_check_errmsg and its like do (`guc.h`); texts that live for ever.
     unsafe {
         pg_sys::GUC_check_errcode(code as i32);
-        pg_sys::GUC_check_errmsg_string = message.as_ptr().cast_mut();
+        if let Some(message) = message {
+            pg_sys::GUC_check_errmsg_string = message.as_ptr().cast_mut();
+        }
         pg_sys::GUC_check_errdetail_string = detail.as_ptr().cast_mut();
         pg_sys::GUC_check_errhint_string = hint.as_ptr().cast_mut();
     }

@@ -83,6 +83,9 @@ fn end_transaction(pid: Pid, xid: Xid, ending: Ending) -> Result<(), Unsent> {
         if flags & pg_sys::PROC_VACUUM_FOR_WRAPAROUND != 0 {
             return Err(Unsent::Guarded(Guard::PreventsWraparound));
         }
+        if (*process).syncRepState != pg_sys::SYNC_REP_NOT_WAITING.cast_signed() {
+            return Err(Unsent::Guarded(Guard::Committed));
+        }
     }
     send(pid, ending)
 }

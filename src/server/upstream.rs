@@ -14,7 +14,9 @@ use super::conninfo::Target;
 use super::libpq::{Connection, Failure, Table};
 use crate::core::guard::Verdict;
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
-use crate::core::upstream::{Hop, Introduction, Login, Look, Problem, Record, Refusal, Writer};
+use crate::core::upstream::{
+    Hop, Introduction, Kind, Login, Look, Problem, Record, Refusal, Writer,
+};
 use crate::core::xid::{Lsn, Xid};
 
 /// For one conversation, connecting included.
@@ -108,16 +110,23 @@ impl Upstream {
         answer.problem = self
             .converse(wish, target.as_ref(), &call, &mut answer)
             .err();
-        self.rest = answer.problem.is_some().then(|| {
-            let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
-            let pause = FIRST_REST * 2_u32.saturating_pow(failures.min(16) - 1);
-            Rest {
-                target,
-                failures,
-                until: Instant::now() + pause.min(longest),
-            }
-        });
+        if answer.problem.is_some() {
+            self.fail(target, longest);
+        } else {
+            self.rest = None;
+        }
         answer
+    }
+
+    /// It rests a while, longer with each failure.
+    fn fail(&mut self, target: Option<Target>, longest: Duration) {
+        let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
+        let pause = FIRST_REST * 2_u32.saturating_pow(failures.min(16) - 1);
+        self.rest = Some(Rest {
+            target,
+            failures,
+            until: Instant::now() + pause.min(longest),
+        });
     }
 
     fn converse(
@@ -146,16 +155,32 @@ impl Upstream {
     }
 
     /// Asks a primary to end these transactions, each of which has blocked for so long. The primary
-    /// judges each by its own rules.
+    /// judges each by its own rules. If it is out of reach, it rests as after [`Self::ask`]; one that
+    /// only refuses this may be asked for other things.
     pub fn end_blockers(
         &mut self,
         blockers: &[(Xid, Duration)],
         database: &str,
+        longest_rest: Duration,
     ) -> Result<Vec<Verdict>, Problem> {
         let target = Target::from_settings(database.to_owned()).ok_or_else(Problem::no_conninfo)?;
+        let answer = self.ask_to_end(blockers, &target);
+        if let Err(problem) = &answer
+            && problem.kind == Kind::Unreachable
+        {
+            self.fail(Some(target), longest_rest);
+        }
+        answer
+    }
+
+    fn ask_to_end(
+        &mut self,
+        blockers: &[(Xid, Duration)],
+        target: &Target,
+    ) -> Result<Vec<Verdict>, Problem> {
         let call = Call::new(Hop::default(), LIMIT);
-        let introduction = self.introduce(&target, &call)?;
-        self.refuse_another_cluster(&target, &introduction)?;
+        let introduction = self.introduce(target, &call)?;
+        self.refuse_another_cluster(target, &introduction)?;
         let schema = introduction.blocker_ender()?;
         let values: Vec<String> = blockers
             .iter()

@@ -23,6 +23,7 @@ on_every_major!(
     prepared_transaction,
     background_worker,
     roles_that_do_not_exist,
+    list_that_is_none,
     same_application,
     same_application_elsewhere,
     subscription_to_its_own_cluster,
@@ -186,6 +187,25 @@ fn roles_that_do_not_exist(major: Major) {
     for_a_while();
     assert!(blocking.goes_on(&cluster), "one is still missing");
     cluster.run("CREATE ROLE \"On Call\"");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    check_terminated(&cluster, &mut blocking);
+}
+
+/// A reload refuses it, but a server starts with whatever its file has.
+fn list_that_is_none(major: Major) {
+    let setup = Setup::new(major).conf("slot_self_heal.protected_roles = 'watchman,,app'");
+    let cluster = merciless(setup);
+    let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    let reason = "slot_self_heal.protected_roles names roles that do not exist: \"watchman,,app\"";
+    check_spared(&cluster, &blocking, reason);
+    let error = cluster.observe(|session| {
+        session.error("ALTER SYSTEM SET slot_self_heal.protected_roles = 'watchman,,app'")
+    });
+    assert!(error.detail.contains("List syntax is invalid"), "{error}");
+
+    cluster.set("slot_self_heal.protected_roles", "''");
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
     check_terminated(&cluster, &mut blocking);

@@ -428,7 +428,7 @@ fn too_much_wal_of_a_role(major: Major) {
 fn set_by_a_session(major: Major) {
     let cluster = primary(major);
     let mut session = cluster.connect();
-    let message = "this parameter cannot be set within a session";
+    let message = "invalid value for parameter \"slot_self_heal.";
     let hint = "Set it in postgresql.conf, or with ALTER DATABASE or ALTER ROLE.";
     for sql in [
         "SET slot_self_heal.creation_timeout = '1s'",
@@ -437,8 +437,8 @@ fn set_by_a_session(major: Major) {
     ] {
         let error = session.error(sql);
         assert_eq!(error.code, "55P02", "{sql}: {error}");
-        assert_eq!(error.message, message);
-        assert!(error.detail.contains("slot_self_heal"), "{error}");
+        assert!(error.message.starts_with(message), "{error}");
+        assert!(error.detail.contains("does not see"), "{error}");
         assert_eq!(error.hint, hint);
     }
     let mut psql = cluster.client("psql");
@@ -478,7 +478,9 @@ fn no_wal_at_all(major: Major) {
     ] {
         let error = session.error(sql);
         assert_eq!(error.code, "22023", "{sql}: {error}");
-        assert_eq!(error.message, "this limit cannot be zero");
+        let message = "invalid value for parameter \"slot_self_heal.max_retained_wal\"";
+        assert!(error.message.starts_with(message), "{error}");
+        assert!(error.detail.contains("zero"), "{error}");
         assert_eq!(error.hint, "-1 means no limit.");
     }
 }

@@ -84,9 +84,10 @@ fn one_serves_twenty_slots(major: Major) {
     }
 
     // Each creator writes one record after its wait, and we write one a tick,
-    // for as many ticks as the slowest creator takes to wait for WAL.
+    // for as many ticks as the slowest creator takes to wait for WAL: none if
+    // somebody flushes theirs before our tick.
     let written = cluster.worker().nudges.unwrap() - nudges;
-    assert!((1..=5).contains(&written), "{written} records by us");
+    assert!(written <= 5, "{written} records by us");
     let records = cluster.running_xacts_since(before).len();
     assert!(records <= SLOTS + 5, "{records} records");
 }

@@ -20,6 +20,7 @@ on_majors_with_standby_slots!(
     another_cluster,
     mended_while_a_transaction_is_in_the_way,
     connection_terminated,
+    functions_of_our_names,
 );
 
 /// A GRANT on the primary leaves dead rows in its catalogs. Once these are
@@ -337,6 +338,22 @@ fn connection_terminated(major: Major) {
          WHERE application_name = 'slot_self_heal'",
     );
     blocking.commit();
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
+
+/// Somebody on the primary may create in the extension's schema. What is not
+/// the extension's own is nobody to us.
+fn functions_of_our_names(major: Major) {
+    let pair = Pair::start(major);
+    for arguments in ["int", "text", "int, text"] {
+        pair.primary.run(&format!(
+            "CREATE FUNCTION public.slot_self_heal_end_blocker({arguments}) RETURNS int \
+             LANGUAGE sql AS 'SELECT 1'"
+        ));
+    }
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
 }
