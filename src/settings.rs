@@ -6,7 +6,7 @@ use std::time::Duration;
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::core::policy::{self, BlockerRule, Limit, Limits, OwnLimits, Policy};
-use crate::server::{self, secret, setting};
+use crate::server::{self, connection, secret, setting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
 static DATABASE: GucSetting<Option<CString>> =
@@ -16,7 +16,8 @@ static SCAN_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(100);
 /// Milliseconds.
 static NUDGE_INTERVAL: GucSetting<i32> = GucSetting::<i32>::new(10_000);
 
-static CANCEL_ABANDONED: GucSetting<bool> = GucSetting::<bool>::new(true);
+/// Off where nobody can tell.
+static CANCEL_ABANDONED: GucSetting<bool> = GucSetting::<bool>::new(connection::SUPPORTED);
 static CANCEL_BLOCKING_REPLAY: GucSetting<bool> = GucSetting::<bool>::new(false);
 /// Milliseconds; 0 for never.
 static CREATION_TIMEOUT: GucSetting<i32> = GucSetting::<i32>::new(0);
@@ -216,13 +217,13 @@ fn protected_roles() -> Vec<String> {
 
 /// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored
 /// while the library was not loaded was never checked; it counts for nothing.
-pub fn own_limits(creation_timeout: Option<&str>, max_retained_wal: Option<&str>) -> OwnLimits {
+pub fn own_limits<'a>(stored: impl Fn(&str) -> Option<&'a str>) -> OwnLimits {
     OwnLimits {
-        creation_timeout: creation_timeout
+        creation_timeout: stored("slot_self_heal.creation_timeout")
             .and_then(|text| setting::parse_limit(text, TIMEOUT_UNIT))
             .filter(|milliseconds| *milliseconds >= 0)
             .map(timeout),
-        max_retained_wal: max_retained_wal
+        max_retained_wal: stored("slot_self_heal.max_retained_wal")
             .and_then(|text| setting::parse_limit(text, WAL_UNIT))
             .filter(|megabytes| *megabytes == -1 || *megabytes > 0)
             .map(wal),

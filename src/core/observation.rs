@@ -251,6 +251,14 @@ pub struct CreatorIdentity {
     pub client_addr: Option<String>,
 }
 
+/// What ALTER DATABASE or ALTER ROLE set for a creator.
+#[derive(Debug)]
+pub struct StoredSetting {
+    pub creator: Pid,
+    pub name: String,
+    pub value: String,
+}
+
 /// What the creator does at the moment, as far as its wait event tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CreatorWait {
@@ -530,16 +538,13 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// Reads a row of `sql/own_limits.sql`: the creator, `creation_timeout`, `max_retained_wal`.
-    #[allow(clippy::type_complexity)]
-    pub fn into_own_limits(
-        mut self,
-    ) -> Result<(Pid, Option<String>, Option<String>), UnreadableRow> {
-        Ok((
-            self.pid("pid")?.ok_or(UnreadableRow { column: "pid" })?,
-            self.optional("creation_timeout")?,
-            self.optional("max_retained_wal")?,
-        ))
+    /// Reads a row of `sql/own_limits.sql`.
+    pub fn into_stored_setting(mut self) -> Result<StoredSetting, UnreadableRow> {
+        Ok(StoredSetting {
+            creator: self.pid("pid")?.ok_or(UnreadableRow { column: "pid" })?,
+            name: self.required("name")?,
+            value: self.text("value")?,
+        })
     }
 
     /// Reads what a primary answers to a request to end a blocker.

@@ -352,6 +352,7 @@ mod tests {
 
     use super::super::diagnosis::State;
     use super::super::fixtures::*;
+    use super::super::guard::Ending;
     use super::super::history::Outcome;
     use super::super::observation::{Connection, Creator, Pid, Transaction};
     use super::super::xid::Lsn;
@@ -576,6 +577,23 @@ mod tests {
         let longest: Vec<_> = (700..710).map(xid).collect();
         let remembered: Vec<_> = finished.blockers.iter().map(Blocker::xid).collect();
         assert_eq!(remembered, longest);
+    }
+
+    #[test]
+    fn each_transaction_of_a_session_has_a_grace_of_its_own() {
+        let mut watch = watching(vec![session(700, 1)]);
+        watch
+            .blocker_mut(xid(700))
+            .expect("a blocker")
+            .was_told(Ending::Cancel, at(0));
+        // The same pid, be it the same session or another.
+        let next = Transaction {
+            started: Some(at(1000)),
+            ..session(701, 1)
+        };
+        watch.update(&waiting(60_000, vec![next]));
+        let blocker = watch.blocker(xid(701)).expect("a blocker");
+        assert_eq!((blocker.since, blocker.told), (at(60_000), None));
     }
 
     #[test]

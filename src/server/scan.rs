@@ -87,12 +87,16 @@ impl Scanner {
             return Ok(());
         }
         let own_limits = planned(&mut self.own_limits, OWN_LIMITS)?;
-        for (pid, timeout, wal) in query(own_limits, &[], |row| row.into_own_limits())? {
-            for creator in &mut creators {
-                if creator.identity.pid == pid {
-                    creator.own_limits = settings::own_limits(timeout.as_deref(), wal.as_deref());
-                }
-            }
+        let stored = query(own_limits, &[], |row| row.into_stored_setting())?;
+        for creator in &mut creators {
+            let pid = creator.identity.pid;
+            // The most special comes first.
+            creator.own_limits = settings::own_limits(|name| {
+                stored
+                    .iter()
+                    .find(|setting| setting.creator == pid && setting.name == name)
+                    .map(|setting| setting.value.as_str())
+            });
         }
         Ok(())
     }
