@@ -27,8 +27,10 @@ scenarios!(
     shut_down_one_way_to_a_walsender = cancelled_after(shut_down, Creator::PsycopgWalsender),
     broken_off = cancelled_after(reset, Creator::Psycopg),
     broken_off_to_a_walsender = cancelled_after(reset, Creator::PsycopgWalsender),
-    socket_to_a_walsender = cancelled_over_a_socket("pg_recvlogical"),
-    socket_to_a_backend = cancelled_over_a_socket("psql"),
+    socket_to_a_walsender = cancelled_by(Way::Socket, "pg_recvlogical"),
+    socket_to_a_backend = cancelled_by(Way::Socket, "psql"),
+    ipv6_to_a_walsender = cancelled_by(Way::Ipv6, "pg_recvlogical"),
+    ipv6_to_a_backend = cancelled_by(Way::Ipv6, "psql"),
 );
 
 on_every_major!(
@@ -124,25 +126,53 @@ fn cancelled_after(leave: Leave, creator: Creator, major: Major) {
     check_untouched(&cluster, blocking);
 }
 
-/// By the server's Unix-domain socket, of which /proc tells no state.
-fn cancelled_over_a_socket(program: &str, major: Major) {
-    let cluster = primary(major);
+/// To the server, other than by IPv4.
+#[derive(Clone, Copy)]
+enum Way {
+    /// The server's Unix-domain socket, of which /proc tells no state.
+    Socket,
+    Ipv6,
+}
+
+impl Way {
+    /// A program that creates a slot.
+    fn client(self, program: &str, slot: &str, cluster: &Cluster) -> Process {
+        let login = cluster.login().application("cdc");
+        let conninfo = match self {
+            Way::Socket => login.conninfo_by_socket(),
+            Way::Ipv6 => login.conninfo().replace("127.0.0.1", "::1"),
+        };
+        let mut client = cluster.client(program);
+        client.args(["--dbname", &conninfo]);
+        match program {
+            "psql" => client.arg("--command").arg(format!(
+                "SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"
+            )),
+            _ => client.args(["--create-slot", "--slot", slot, "--plugin", "pgoutput"]),
+        };
+        Process::start(client, cluster.dir())
+    }
+}
+
+/// One client goes, another that came in the same way lives.
+fn cancelled_by(way: Way, program: &str, major: Major) {
+    let setup = Setup::new(major)
+        .conf(LOG_CODES)
+        .conf("listen_addresses = '127.0.0.1, ::1'");
+    let cluster = with_extension(setup);
     let blocking = Blocker::IdleInTransaction.start(&cluster);
-    let mut client = cluster.client(program);
-    let conninfo = cluster.login().application("cdc").conninfo_by_socket();
-    client.args(["--dbname", &conninfo]);
-    match program {
-        "psql" => client.arg("--command").arg(format!(
-            "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"
-        )),
-        _ => client.args(["--create-slot", "--slot", SLOT, "--plugin", "pgoutput"]),
-    };
-    let mut client = Process::start(client, cluster.dir());
-    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    let mut client = way.client(program, SLOT, &cluster);
+    let mut other = way.client(program, "other_slot", &cluster);
+    for slot in [SLOT, "other_slot"] {
+        cluster.wait_for_state(slot, "waiting_for_transactions");
+    }
     client.kill();
     let status = wait_until_abandoned(&cluster, SLOT);
     check_abandoned(&cluster, &status);
+    let living = cluster.status("other_slot").expect("it is being created");
+    assert_eq!(living.state, "waiting_for_transactions", "{living:#?}");
     check_untouched(&cluster, blocking);
+    assert!(other.finish().success(), "{}", other.printed());
 }
 
 /// It crashes, as it were, while it creates a subscription.

@@ -2,8 +2,8 @@
 //! when, and what to do about it.
 
 use harness::{
-    Blocker, Blocking, Cluster, Creator, PATIENCE, Process, Setup, Status, for_a_while, statements,
-    wait_for,
+    Blocker, Blocking, Cluster, Creation, Creator, PATIENCE, Process, Setup, Status, for_a_while,
+    statements, wait_for,
 };
 
 use crate::{Major, limits::write_wal, with_extension};
@@ -46,6 +46,15 @@ fn wait_until_at_risk(cluster: &Cluster, slot: &str) -> Status {
     })
 }
 
+/// A slot that waits for a transaction.
+#[track_caller]
+fn create(cluster: &Cluster) -> (Blocking, Creation) {
+    let blocking = Blocker::IdleInTransaction.start(cluster);
+    let creation = Creator::Walsender.start(cluster, SLOT);
+    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    (blocking, creation)
+}
+
 /// What is said of when, in numbers that agree with the row's own.
 #[track_caller]
 fn check_when(status: &Status) {
@@ -77,9 +86,7 @@ fn more_room(hint: &str) -> String {
 
 fn being_built(major: Major) {
     let cluster = small_server(major);
-    let blocking = Blocker::IdleInTransaction.start(&cluster);
-    let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    let (blocking, mut creation) = create(&cluster);
     write_wal(&cluster, 2);
     let status = wait_until_at_risk(&cluster, SLOT);
     assert_eq!(status.state, "waiting_for_transactions");
@@ -206,9 +213,7 @@ fn without_a_consumer(major: Major) {
 /// It holds back more than it may, and is there only because nobody has looked.
 fn at_the_next_checkpoint(major: Major) {
     let cluster = small_server(major);
-    let blocking = Blocker::IdleInTransaction.start(&cluster);
-    let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    let (blocking, mut creation) = create(&cluster);
     write_wal(&cluster, KEEP as usize + 3);
     let status = cluster.wait_for_status(SLOT, "that it is lost soon", |status| {
         status
@@ -229,9 +234,7 @@ fn at_the_next_checkpoint(major: Major) {
 /// Twice as much room, and the slot outlives what it would not have.
 fn time_given(major: Major) {
     let cluster = small_server(major);
-    let blocking = Blocker::IdleInTransaction.start(&cluster);
-    let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    let (blocking, mut creation) = create(&cluster);
     write_wal(&cluster, 2);
     let status = wait_until_at_risk(&cluster, SLOT);
     cluster.paste("postgres", &more_room(status.hint()));

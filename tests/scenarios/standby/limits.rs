@@ -1,7 +1,9 @@
 //! Limits of the standby on which a slot is created. Its primary knows nothing
 //! of them.
 
-use harness::{Blocker, Creator, Setup, for_a_while, prepare_background_creator};
+use harness::{
+    Blocker, Blocking, Creation, Creator, Setup, for_a_while, prepare_background_creator,
+};
 
 use super::{Pair, SLOT};
 use crate::{
@@ -59,18 +61,25 @@ fn cancelled_after_its_time(creator: Creator, major: Major) {
     pair.finish(&mut creation);
 }
 
-/// What the primary allows is for slots that are created there.
-fn of_the_primary(major: Major) {
-    let pair = Pair::start(major);
-    pair.primary.set(TIMEOUT, "'1s'");
-    pair.primary.set(RETAINED_WAL, "'1MB'");
+/// A slot that waits, and holds back some 2 MB for a while.
+#[track_caller]
+fn create_and_write(pair: &Pair) -> (Blocking, Creation) {
     let blocking = pair.start_blocker_that_wrote();
-    let mut creation = pair.create(Creator::SqlFunction);
+    let creation = pair.create(Creator::SqlFunction);
     pair.standby
         .wait_for_state(SLOT, "waiting_for_transactions");
     write_wal(&pair.primary, 2);
     pair.standby.wait_for_replay_of(&pair.primary);
     for_a_while();
+    (blocking, creation)
+}
+
+/// What the primary allows is for slots that are created there.
+fn of_the_primary(major: Major) {
+    let pair = Pair::start(major);
+    pair.primary.set(TIMEOUT, "'1s'");
+    pair.primary.set(RETAINED_WAL, "'1MB'");
+    let (blocking, mut creation) = create_and_write(&pair);
     blocking.commit();
     pair.finish(&mut creation);
     assert_eq!(pair.standby.worker().cancelled, Some(0));
@@ -100,13 +109,7 @@ fn too_much_wal(major: Major) {
         .conf("slot_self_heal.max_retained_wal = '3MB'")
         .conf(LOG_CODES);
     let pair = Pair::of(primary(major), standby);
-    let blocking = pair.start_blocker_that_wrote();
-    let mut creation = pair.create(Creator::SqlFunction);
-    pair.standby
-        .wait_for_state(SLOT, "waiting_for_transactions");
-    write_wal(&pair.primary, 2);
-    pair.standby.wait_for_replay_of(&pair.primary);
-    for_a_while();
+    let (blocking, mut creation) = create_and_write(&pair);
     let status = pair.standby.status(SLOT).expect("it is being created");
 
     write_wal(&pair.primary, 2);
