@@ -578,6 +578,15 @@ impl Cluster {
         })
     }
 
+    /// Waits until the slot can be used and the worker, which sees so a moment
+    /// later, has taken note of how its creation ended.
+    #[track_caller]
+    pub fn wait_until_ready(&self, slot: &str) -> Status {
+        self.wait_for_status(slot, "the end of its creation", |status| {
+            status.state == "ready" && status.state_since.is_some()
+        })
+    }
+
     /// Creations that are over, newest first.
     #[track_caller]
     pub fn history(&self) -> Vec<Finished> {

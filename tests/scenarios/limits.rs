@@ -271,7 +271,7 @@ fn the_most_special_counts(major: Major) {
             running.result().expect(slot);
         }
     }
-    assert_eq!(cluster.worker().cancelled, Some(5));
+    cluster.wait_for_worker("the ends of five", |worker| worker.cancelled == Some(5));
 }
 
 fn for_all_roles(major: Major) {
@@ -330,6 +330,7 @@ fn not_what_is_set_for_the_workers_own_session(major: Major) {
     blocking.commit();
     going_on.result().unwrap();
     another.result().unwrap();
+    cluster.wait_until_ready("going_on");
     assert_eq!(cluster.worker().cancelled, Some(1));
 }
 

@@ -72,7 +72,7 @@ impl Pair {
     /// Waits until the client has its slot.
     #[track_caller]
     fn finish(&self, creation: &mut Creation) -> Status {
-        let status = self.standby.wait_for_state(SLOT, "ready");
+        let status = self.standby.wait_until_ready(SLOT);
         creation
             .finish()
             .unwrap_or_else(|e| panic!("the client has no slot: {e}"));

@@ -43,7 +43,7 @@ fn healed(creator: Creator, major: Major) {
     let before = pair.primary.insert_lsn();
     let mut creation = pair.create(creator);
 
-    let status = pair.standby.wait_for_state(SLOT, "ready");
+    let status = pair.standby.wait_until_ready(SLOT);
     assert_eq!(status.nudges, Some(1), "{status:#?}");
     assert!(status.last_nudge_at.is_some(), "{status:#?}");
     let nudged = status.last_nudge_lsn.expect("it was nudged");
@@ -197,7 +197,7 @@ fn in_another_database(major: Major) {
     let mut creation = login.start(&format!(
         "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')"
     ));
-    let status = pair.standby.wait_for_state(SLOT, "ready");
+    let status = pair.standby.wait_until_ready(SLOT);
     assert_eq!(status.database, "elsewhere");
     creation.result().expect("the client has its slot");
 }

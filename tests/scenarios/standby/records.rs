@@ -124,7 +124,9 @@ fn of_others_alone(major: Major) {
     let pair = Pair::of(primary, Setup::new(major).upstream_role("replicator"));
     let mut creation = pair.create(Creator::Walsender);
     pair.standby
-        .wait_for_status(SLOT, "a slot being built", |status| status.state != "ready");
+        .wait_for_status(SLOT, "a slot that the worker watches", |status| {
+            status.creation_started.is_some()
+        });
     wait_until("the slot to become ready", PATIENCE, || {
         pair.primary.run("SELECT slot_self_heal_nudge()");
         pair.standby
