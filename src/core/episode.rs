@@ -395,6 +395,8 @@ impl Episode {
 impl Told {
     fn says(&self, episode: &Episode) -> bool {
         let same_obstacle = match (&self.obstacle, &episode.obstacle) {
+            // What is said is of the creator, whoever else is in the way for a moment.
+            (Some(_), Some(_)) if self.state == State::BlockingReplay => true,
             (Some(these), Some(those)) => these.is_like(those),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,

@@ -32,6 +32,30 @@ pub struct Replay {
     pub is_certain: bool,
 }
 
+/// Whom replay waits for, from one look to the next.
+///
+/// The startup process naps while it waits for a snapshot, and between two naps shows no wait
+/// (`WaitExceedsMaxStandbyDelay`, `standby.c`). If it has got nowhere, it has not ended.
+#[derive(Debug, Default)]
+pub struct Conflict {
+    /// What the last look showed, if it showed one.
+    shown: Option<Replay>,
+}
+
+impl Conflict {
+    /// Adds what was seen by the look before to one that sees nothing, where it still holds.
+    pub fn bridge(&mut self, replay: &mut Replay) {
+        if !replay.waits_for.is_empty() {
+            self.shown = Some(replay.clone());
+        } else if let Some(last) = self.shown.take()
+            && last.replayed == replay.replayed
+        {
+            replay.waits_for = last.waits_for;
+            replay.is_certain = last.is_certain;
+        }
+    }
+}
+
 /// Why what was written on the upstream does not arrive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Obstacle {
@@ -163,6 +187,29 @@ mod tests {
             ..replay(100)
         };
         assert_eq!(behind.obstacle(lsn(101)), Some(Obstacle::Behind(50)));
+    }
+
+    #[test]
+    fn a_conflict_goes_on_between_two_naps() {
+        let conflict = |replayed| Replay {
+            waits_for: vec![pid(7)],
+            is_certain: false,
+            ..replay(replayed)
+        };
+        let mut followed = Conflict::default();
+        let mut look = |seen: Replay| {
+            let mut seen = seen;
+            followed.bridge(&mut seen);
+            seen
+        };
+        assert_eq!(look(replay(100)), replay(100));
+        assert_eq!(look(conflict(100)), conflict(100));
+        assert_eq!(look(replay(100)), conflict(100), "a nap's end");
+        assert_eq!(look(conflict(100)), conflict(100));
+        assert_eq!(look(replay(100)), conflict(100), "another's");
+        assert_eq!(look(replay(100)), replay(100), "no nap's end lasts");
+        assert_eq!(look(conflict(100)), conflict(100));
+        assert_eq!(look(replay(101)), replay(101), "it got on");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::transaction::{internal_error, read_only_fallible};
 use crate::core::observation::{
     Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
 };
+use crate::core::replay::Conflict;
 use crate::core::xid::Xid;
 use crate::settings;
 
@@ -29,6 +30,7 @@ pub struct Scanner {
     own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
     clients: Clients,
+    conflict: Conflict,
 }
 
 impl Scanner {
@@ -36,6 +38,9 @@ impl Scanner {
     pub fn observe(&mut self) -> Result<Observation, Notice> {
         let mut observation = self.scan()?;
         self.clients.look_at(&mut observation.slots);
+        if let Some(replay) = &mut observation.replay {
+            self.conflict.bridge(replay);
+        }
         Ok(observation)
     }
 

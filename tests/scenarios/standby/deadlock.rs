@@ -185,6 +185,7 @@ fn cancelled_where_that_is_allowed(major: Major) {
     for_a_while();
     assert_eq!(standby.status(SLOT).unwrap().state, "blocking_replay");
     assert_eq!(deadlock.cancellations(), [""; 0]);
+    assert_eq!(standby.count_in_log("blocks replay"), 1, "it is said once");
 
     standby.set("slot_self_heal.cancel_blocking_replay", "on");
     let error = deadlock.is_over();
