@@ -227,12 +227,7 @@ pub struct Cluster {
     may_crash: Cell<bool>,
 }
 
-/// The bgwriter, stopped. It goes on when this is dropped.
-///
-/// It writes a running-xacts record of its own 15 s after it started and every
-/// 15 s of a busy server (`BackgroundWriterMain`). Where a scenario counts
-/// records, only those of the extension and of Postgres's slot creation should
-/// be there.
+/// One of a server's processes, stopped. It goes on when this is dropped.
 pub struct Frozen(Pid);
 
 impl Drop for Frozen {
@@ -527,13 +522,32 @@ impl Cluster {
         self.may_crash.set(true);
     }
 
-    /// Stops the bgwriter until the returned value is dropped.
+    /// Stops the bgwriter until the returned value is dropped. It writes a
+    /// running-xacts record of its own 15 s after it started and every 15 s of a
+    /// busy server (`BackgroundWriterMain`). Where a scenario counts records,
+    /// only those of the extension and of Postgres's slot creation should be
+    /// there.
     #[track_caller]
     pub fn freeze_bgwriter(&self) -> Frozen {
-        let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'";
-        let pid = wait_for("the bgwriter to run", PATIENCE, || {
-            self.observe(|session| session.maybe(sql))
-                .ok_or_else(|| "no bgwriter".to_owned())
+        self.freeze("background writer")
+    }
+
+    /// Stops the WAL writer: nothing is flushed but by those who wait for it.
+    #[track_caller]
+    pub fn freeze_wal_writer(&self) -> Frozen {
+        self.freeze("walwriter")
+    }
+
+    /// While it rests, and so holds no lock.
+    #[track_caller]
+    fn freeze(&self, process: &str) -> Frozen {
+        let sql = format!(
+            "SELECT pid FROM pg_stat_activity \
+             WHERE backend_type = '{process}' AND wait_event_type = 'Activity'"
+        );
+        let pid = wait_for(&format!("the {process} to rest"), PATIENCE, || {
+            self.observe(|session| session.maybe(&sql))
+                .ok_or_else(|| "it does not".to_owned())
         });
         let pid = Pid(pid.parse().expect("a pid is a number"));
         pid.signal(Signal::Stop);
