@@ -7,9 +7,9 @@
 SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1) AS version,
        c.system_identifier::pg_catalog.text AS system_identifier,
-       pg_catalog.quote_ident(CURRENT_USER) AS role,
+       CURRENT_USER::pg_catalog.text AS role,
        pg_catalog.current_database()::pg_catalog.text AS database,
-       pg_catalog.quote_ident(n.nspname) AS extension_schema,
+       n.nspname::pg_catalog.text AS extension_schema,
        COALESCE(pg_catalog.has_schema_privilege(n.oid, 'USAGE'), false)::pg_catalog.text
            AS may_use_schema,
        COALESCE(pg_catalog.has_function_privilege(e.nudge, 'EXECUTE'), false)::pg_catalog.text

@@ -9,6 +9,7 @@ use crate::core::blocker::Blocker;
 use crate::core::diagnosis::State;
 use crate::core::episode::{Episode, Telling};
 use crate::core::guard::{Ending, Guard};
+use crate::core::hint::Hint;
 use crate::core::history::{Finished, Outcome};
 use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName, Transaction};
@@ -54,7 +55,7 @@ pub fn waits(
     let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
-        hint: advice.hint,
+        hint: advice.hint.map(|hint| hint.to_string()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!(
@@ -75,7 +76,7 @@ pub fn abandoned(
     let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
-        hint: advice.hint,
+        hint: advice.hint.map(|hint| hint.to_string()),
         ..notice(
             PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
             format!(
@@ -104,7 +105,10 @@ pub fn cancelling(
             waits.detail.unwrap_or_default()
         )),
         // Whom it waited for matters only if somebody wanted the slot.
-        hint: waits.hint.filter(|_| *reason != Reason::Abandoned),
+        hint: waits
+            .hint
+            .filter(|_| *reason != Reason::Abandoned)
+            .map(|hint| hint.to_string()),
         ..notice(
             PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             format!(
@@ -204,7 +208,7 @@ pub fn spared_blocker(
     watch: &Watch,
     xid: Xid,
     guard: &Guard,
-    hint: Option<&str>,
+    hint: Option<Hint>,
     now: Timestamp,
 ) -> Notice {
     let blocker = watch.blocker(xid);
@@ -220,7 +224,7 @@ pub fn spared_blocker(
             named(&watch.slots_blocked_by(xid)),
             held_by.unwrap_or_default()
         )),
-        hint: hint.map(str::to_owned).or(remedy),
+        hint: hint.or(remedy).map(|hint| hint.to_string()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!("slot_self_heal does not end transaction {xid}: {guard}"),
@@ -316,7 +320,7 @@ pub fn upstream_trouble(problem: &Problem) -> Notice {
             "Without it, the creation of a replication slot on this standby can wait without end."
                 .into(),
         ),
-        hint: Some(problem.hint.clone()),
+        hint: Some(problem.hint.to_string()),
         ..notice(
             code_of(problem.kind),
             format!(
@@ -337,7 +341,7 @@ pub fn upstream_is_back() -> Notice {
 /// What went wrong with the upstream, as an error of whoever asked.
 pub fn upstream_error(problem: &Problem) -> Notice {
     Notice {
-        hint: Some(problem.hint.clone()),
+        hint: Some(problem.hint.to_string()),
         ..notice(code_of(problem.kind), problem.message.clone())
     }
 }

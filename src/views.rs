@@ -7,6 +7,7 @@ use pgrx::iter::TableIterator;
 use pgrx::prelude::*;
 use serde_json::Value;
 
+use crate::core::advice;
 use crate::core::guard::{Answer, Ending};
 use crate::core::history::Finished;
 use crate::core::observation::Role;
@@ -117,7 +118,7 @@ fn slot_self_heal_get_status() -> TableIterator<
             slot.wal_status,
             slot.safe_wal_size,
             status.advice.detail.map(shown),
-            status.advice.hint.map(shown),
+            status.advice.hint.map(|hint| shown(hint.to_string())),
         )
     }
 }
@@ -238,13 +239,11 @@ fn worker_hint(status: &ledger::WorkerStatus) -> Option<String> {
         );
     }
     if !settings::enabled() {
-        return Some(
-            "ALTER SYSTEM SET slot_self_heal.enabled = on; SELECT pg_reload_conf();".into(),
-        );
+        return Some(advice::enable().to_string());
     }
     let watch = ledger::watch();
     if let Some(problem) = known_upstream(server::role()).problem() {
-        return Some(shown(problem.hint.clone()));
+        return Some(shown(problem.hint.to_string()));
     }
     let more = watch.more_episodes;
     (more > 0).then(|| {

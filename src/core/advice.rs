@@ -7,6 +7,7 @@ use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::Episode;
 use super::guard::{Ending, Guard};
+use super::hint::{Comment, Hint, Identifier, Literal, Part, comment, quote_literal, sql};
 use super::limit::ABANDONED_FOR;
 use super::observation::{
     CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Transaction,
@@ -21,12 +22,19 @@ use super::watch::Watch;
 /// How many blockers a hint gives a remedy for.
 const REMEDIES: usize = 3;
 
-/// A sentence on what is the matter, and what can be pasted to mend it: a hint is SQL from its
-/// first to its last character, with what else there is to say in comments.
+/// A sentence on what is the matter, and what can be pasted to mend it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Advice {
     pub detail: Option<String>,
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
+}
+
+/// For a worker that was told to do nothing.
+pub fn enable() -> Hint {
+    Hint::run(
+        sql!["ALTER SYSTEM SET slot_self_heal.enabled = on;"].alone(),
+        comment!("then SELECT pg_reload_conf();"),
+    )
 }
 
 /// On a slot that nobody builds.
@@ -48,14 +56,15 @@ pub fn on_slot(slot: &Slot) -> Advice {
     }
 }
 
-fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> String {
-    let slot = quote_literal(slot.as_str());
+fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> Hint {
     match holder {
-        None => format!(
-            "SELECT pg_drop_replication_slot({slot}); -- then let its client create it anew"
+        None => Hint::run(
+            sql!["SELECT pg_drop_replication_slot(", *slot, ");"],
+            comment!("then let its client create it anew"),
         ),
-        Some(pid) => format!(
-            "SELECT pg_terminate_backend({pid}); -- drops it, being the session that holds it"
+        Some(pid) => Hint::run(
+            sql!["SELECT pg_terminate_backend(", pid, ");"],
+            comment!("drops it, being the session that holds it"),
         ),
     }
 }
@@ -82,7 +91,7 @@ pub fn add_risk(
         ),
     };
     let mut detail = vec![when];
-    let mut hint = Vec::new();
+    let mut hint = advice.hint.take().unwrap_or_default();
     if let Progress::Usable = slot.progress {
         match (holder_back(slot, watch), slot.active) {
             (Some((blocker, episode)), true) => {
@@ -91,31 +100,36 @@ pub fn add_risk(
                     blocker.xid(),
                     describe(&blocker.transaction, now)
                 ));
-                hint.push(remedy(episode, &blocker.transaction, role, now));
+                hint = hint.then(remedy(episode, &blocker.transaction, role, now));
             }
             // Its consumer confirms as it goes; nothing says that it will stop.
             (None, true) => return,
             (_, false) => {
                 detail.push("No consumer is connected to it.".to_owned());
-                let name = quote_literal(slot.name.as_str());
-                hint.push(format!(
-                    "SELECT pg_drop_replication_slot({name}); -- if its consumer need not be \
-                     started again"
+                hint = hint.then(Hint::run(
+                    sql!["SELECT pg_drop_replication_slot(", slot.name, ");"],
+                    comment!("if its consumer need not be started again"),
                 ));
             }
         }
     }
     // What is held back and what may be written besides make up the present limit.
     let limit = slot.retained_wal.unwrap_or(0) + slot.safe_wal_size.unwrap_or(0);
-    hint.push(format!(
-        "ALTER SYSTEM SET max_slot_wal_keep_size = '{}MB'; SELECT pg_reload_conf(); -- twice as \
-         much, if the disk has room: gives it time",
-        (limit.max(1 << 20) >> 20) * 2
+    let megabytes = u64::try_from(limit.max(1 << 20) >> 20).unwrap_or(1) * 2;
+    hint = hint.then(Hint::run(
+        sql![
+            "ALTER SYSTEM SET max_slot_wal_keep_size = '",
+            megabytes,
+            "MB';"
+        ]
+        .alone(),
+        comment!(
+            "twice as much, if the disk has room: gives it time; then SELECT pg_reload_conf();"
+        ),
     ));
     detail.splice(0..0, advice.detail.take());
-    hint.splice(0..0, advice.hint.take());
     advice.detail = Some(detail.join(" "));
-    advice.hint = Some(hint.join("\n"));
+    advice.hint = Some(hint);
 }
 
 /// The oldest transaction that a creation waits for and that this usable slot has to keep WAL for,
@@ -166,10 +180,12 @@ fn on_abandoned(
     } else {
         let end = "should the creation ever be over, the slot would stay, and hold back WAL for \
                    nobody";
-        let hint = format!(
-            "SELECT pg_cancel_backend({pid}); -- ends the creation, and the slot is gone\n\
-             ALTER SYSTEM SET slot_self_heal.cancel_abandoned = on; SELECT pg_reload_conf(); -- \
-             does so by itself"
+        let hint = Hint::run(
+            sql!["SELECT pg_cancel_backend(", pid, ");"],
+            comment!(
+                "ends the creation, and the slot is gone; slot_self_heal.cancel_abandoned = on does \
+                 so by itself"
+            ),
         );
         (end.to_owned(), Some(hint))
     };
@@ -246,11 +262,10 @@ fn on_missing_record(upstream: &Upstream) -> Advice {
                  for it: {}.",
                 problem.message
             )),
-            hint: Some(format!(
-                "{}\nSELECT pg_log_standby_snapshot(); -- on the primary: lets this creation go \
-                 on, once",
-                problem.hint
-            )),
+            hint: Some(problem.hint.clone().then(Hint::run(
+                sql!["SELECT pg_log_standby_snapshot();"],
+                comment!("on the primary: lets this creation go on, once"),
+            ))),
         },
     }
 }
@@ -262,29 +277,36 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
         None => ("Waits for this standby's replay.".to_owned(), None),
         Some(Obstacle::Paused) => (
             "Waits for this standby's replay, which is paused.".to_owned(),
-            Some("SELECT pg_wal_replay_resume(); -- on this standby".to_owned()),
+            Some(Hint::run(
+                sql!["SELECT pg_wal_replay_resume();"],
+                comment!("on this standby"),
+            )),
         ),
         Some(Obstacle::CutOff) if has_archive => (
             "Waits for WAL, and this standby receives none: it has no WAL receiver, and takes what \
              restore_command gives it, a whole segment at a time."
                 .to_owned(),
-            Some("SELECT pg_switch_wal(); -- on the primary: ends the segment".to_owned()),
+            Some(Hint::run(
+                sql!["SELECT pg_switch_wal();"],
+                comment!("on the primary: ends the segment"),
+            )),
         ),
         Some(Obstacle::CutOff) => (
             "Waits for WAL, and this standby receives none: its WAL receiver is not running."
                 .to_owned(),
-            Some(
-                "-- on this standby: its log says why. Is the primary up, does primary_conninfo \
-                 lead to it, does the slot in primary_slot_name exist there?"
-                    .to_owned(),
-            ),
+            Some(Hint::say(comment!(
+                "on this standby: its log says why. Is the primary up, does primary_conninfo lead \
+                 to it, does the slot in primary_slot_name exist there?"
+            ))),
         ),
         Some(Obstacle::Conflict(pids)) => {
-            let hint: Vec<String> = pids
-                .iter()
-                .take(REMEDIES)
-                .map(|pid| format!("SELECT pg_terminate_backend({pid}); -- on this standby"))
-                .collect();
+            let terminate = |pid: &Pid| {
+                Hint::run(
+                    sql!["SELECT pg_terminate_backend(", *pid, ");"],
+                    comment!("on this standby"),
+                )
+            };
+            let hint = pids.iter().take(REMEDIES).map(terminate);
             (
                 format!(
                     "Waits for this standby's replay, which waits for other sessions here (pid \
@@ -292,7 +314,7 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                     listed(pids),
                     ends_conflict(replay)
                 ),
-                Some(hint.join("\n")),
+                hint.reduce(Hint::then),
             )
         }
         Some(Obstacle::UncertainConflict(pids)) => (
@@ -302,11 +324,14 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                 listed(pids),
                 ends_conflict(replay)
             ),
-            Some(format!(
-                "SELECT pid, datname, usename, backend_xmin, xact_start, query FROM \
-                 pg_stat_activity WHERE pid IN ({}); -- on this standby: those of one of these \
-                 databases are in the way",
-                listed(pids)
+            Some(Hint::run(
+                sql![
+                    "SELECT pid, datname, usename, backend_xmin, xact_start, query FROM \
+                     pg_stat_activity WHERE pid IN (",
+                    Pids(pids),
+                    ");"
+                ],
+                comment!("on this standby: those of one of these databases are in the way"),
             )),
         ),
         Some(Obstacle::Delayed(delay)) => (
@@ -315,11 +340,12 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                  recovery_min_apply_delay, {}.",
                 in_words(*delay)
             ),
-            Some(
-                "ALTER SYSTEM SET recovery_min_apply_delay = 0; SELECT pg_reload_conf(); -- on \
-                 this standby, if it need not lag on purpose"
-                    .to_owned(),
-            ),
+            Some(Hint::run(
+                sql!["ALTER SYSTEM SET recovery_min_apply_delay = 0;"].alone(),
+                comment!(
+                    "on this standby, if it need not lag on purpose; then SELECT pg_reload_conf();"
+                ),
+            )),
         ),
         Some(Obstacle::Behind(bytes)) => (
             format!(
@@ -330,11 +356,12 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
         ),
         Some(Obstacle::NotReceived) => (
             "Waits for WAL that was written on the primary and has not come here yet.".to_owned(),
-            Some(
-                "SELECT application_name, state, sent_lsn, flush_lsn FROM pg_stat_replication; -- \
-                 on the server that this standby receives from"
-                    .to_owned(),
-            ),
+            Some(Hint::run(
+                sql![
+                    "SELECT application_name, state, sent_lsn, flush_lsn FROM pg_stat_replication;"
+                ],
+                comment!("on the server that this standby receives from"),
+            )),
         ),
     };
     Advice {
@@ -346,6 +373,15 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
 fn listed(pids: &[Pid]) -> String {
     let list: Vec<String> = pids.iter().map(Pid::to_string).collect();
     list.join(", ")
+}
+
+/// A list of pids in a statement.
+struct Pids<'a>(&'a [Pid]);
+
+impl Part for Pids<'_> {
+    fn write(&self, sql: &mut String) {
+        sql.push_str(&listed(self.0));
+    }
 }
 
 fn ends_conflict(replay: Option<&Replay>) -> String {
@@ -364,9 +400,12 @@ fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
              of its creator's, pid {creator}; {}.",
             ends_conflict(replay)
         )),
-        hint: Some(format!(
-            "SELECT pg_cancel_backend({creator}); -- on this standby: ends the creation. Over the \
-             replication protocol it holds no snapshot; hot_standby_feedback = on avoids the conflict"
+        hint: Some(Hint::run(
+            sql!["SELECT pg_cancel_backend(", creator, ");"],
+            comment!(
+                "on this standby: ends the creation. Over the replication protocol it holds no \
+                 snapshot; hot_standby_feedback = on avoids the conflict"
+            ),
         )),
     }
 }
@@ -375,16 +414,20 @@ fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
 pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream) -> Advice {
     let lost = "This copy of the primary's slot is not persisted yet, and would be lost at a \
                 promotion";
-    let name = quote_literal(slot.as_str());
     let remote = copy.and_then(|copy| copy.remote.as_ref());
     let (why, hint) = match (remote, upstream.problem()) {
         (Some(remote), _) if !remote.active => (
             "the slot on the primary is behind what this standby has kept, and has no consumer \
              connected that could bring it forward."
                 .to_owned(),
-            Some(format!(
-                "SELECT active, restart_lsn, catalog_xmin FROM pg_replication_slots WHERE \
-                 slot_name = {name}; -- on the primary: start its consumer"
+            Some(Hint::run(
+                sql![
+                    "SELECT active, restart_lsn, catalog_xmin FROM pg_replication_slots WHERE \
+                     slot_name = ",
+                    *slot,
+                    ";"
+                ],
+                comment!("on the primary: start its consumer"),
             )),
         ),
         (Some(_), None) => (
@@ -421,7 +464,10 @@ fn on_promoted() -> Advice {
              meanwhile, takes for running until it has ended one of its own."
                 .into(),
         ),
-        hint: Some("SELECT pg_current_xact_id(); -- on this server: a transaction that ends".into()),
+        hint: Some(Hint::run(
+            sql!["SELECT pg_current_xact_id();"],
+            comment!("on this server: a transaction that ends"),
+        )),
     }
 }
 
@@ -458,39 +504,41 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
              {whose}{kin}.{spared}"
         )
     };
-    let mut hint: Vec<String> = blockers
+    let mut hint = blockers
         .iter()
         .take(REMEDIES)
         .map(|blocker| remedy(episode, &blocker.transaction, role, now))
-        .collect();
+        .fold(Hint::default(), Hint::then);
     if count > REMEDIES {
-        hint.push(format!(
-            "-- {} more stand in slot_self_heal_status.blockers",
+        hint = hint.then(Hint::say(comment!(
+            "{} more stand in slot_self_heal_status.blockers",
             count - REMEDIES
-        ));
+        )));
     }
     if role == Role::Standby {
         if let Some(blind) = &watch.blind {
-            hint.push(grant_sight(blind));
+            hint = hint.then(grant_sight(blind));
         }
-        hint.extend(watch.upstream.problem().map(|problem| problem.hint.clone()));
+        if let Some(problem) = watch.upstream.problem() {
+            hint = hint.then(problem.hint.clone());
+        }
     }
     Advice {
         detail: Some(detail),
-        hint: Some(hint.join("\n")),
+        hint: Some(hint),
     }
 }
 
 /// On the primary, to the role that a standby connects as.
-fn grant_sight(role: &str) -> String {
-    format!(
-        "GRANT pg_read_all_stats TO {role}; -- on the primary: lets this standby say what those \
-         sessions do"
+fn grant_sight(role: &str) -> Hint {
+    Hint::run(
+        sql!["GRANT pg_read_all_stats TO ", Identifier(role), ";"],
+        comment!("on the primary: lets this standby say what those sessions do"),
     )
 }
 
 /// What would take a guard away that is a standby's own.
-pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<String> {
+pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<Hint> {
     match guard {
         Guard::Unseen => watch.blind.as_deref().map(grant_sight),
         Guard::UpstreamIsStandby => Some(name_the_primary()),
@@ -585,72 +633,79 @@ fn doing(blocker: &Transaction, now: Timestamp) -> String {
 }
 
 /// The statement that ends a blocker, where to run it and what to know before.
-pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> String {
+pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> Hint {
     let doing = doing(blocker, now);
     let place = match role {
         Role::Primary => "",
         Role::Standby => "on the primary: ",
     };
     match &blocker.holder {
-        Holder::Session(_) if blocker.waits_for_sync_standby => format!(
-            "SELECT application_name, state, sync_state FROM pg_stat_replication; -- {place}it has \
-             committed, and waits for a synchronous standby (synchronous_standby_names)"
+        Holder::Session(_) if blocker.waits_for_sync_standby => Hint::run(
+            sql!["SELECT application_name, state, sync_state FROM pg_stat_replication;"],
+            comment!(
+                "{place}it has committed, and waits for a synchronous standby \
+                 (synchronous_standby_names)"
+            ),
         ),
         Holder::Session(pid) => {
-            let terminate = format!("SELECT pg_terminate_backend({pid}); -- {place}{doing}");
+            let terminate =
+                |why: Comment| Hint::run(sql!["SELECT pg_terminate_backend(", *pid, ");"], why);
             match kinship(&episode.creator, blocker) {
-                Kinship::None => terminate,
-                Kinship::SameApplication => format!(
-                    "{terminate}; of the same application as the slot's creator, which may end it \
-                     by itself"
-                ),
-                Kinship::WaitsForTheSlot => format!(
-                    "SELECT pg_cancel_backend({pid}); -- {place}it waits for the slot; create the \
-                     slot first, then the subscription WITH (create_slot = false, slot_name = {})",
-                    quote_literal(episode.slot.as_str())
+                Kinship::None => terminate(comment!("{place}{doing}")),
+                Kinship::SameApplication => terminate(comment!(
+                    "{place}{doing}; of the same application as the slot's creator, which may end \
+                     it by itself"
+                )),
+                Kinship::WaitsForTheSlot => Hint::run(
+                    sql!["SELECT pg_cancel_backend(", *pid, ");"],
+                    comment!(
+                        "{place}it waits for the slot; create the slot first, then the \
+                         subscription WITH (create_slot = false, slot_name = {})",
+                        quote_literal(episode.slot.as_str())
+                    ),
                 ),
             }
         }
-        Holder::Autovacuum(pid) => format!(
-            "SELECT pg_cancel_backend({pid}); -- {place}autovacuum, which starts again later"
+        Holder::Autovacuum(pid) => Hint::run(
+            sql!["SELECT pg_cancel_backend(", *pid, ");"],
+            comment!("{place}autovacuum, which starts again later"),
         ),
         Holder::Prepared { gid } => {
-            let database = on_one_line(blocker.database.as_deref().unwrap_or_default());
+            let database = blocker.database.as_deref().unwrap_or_default();
             if gid.is_ascii() {
-                let gid = quote_literal(gid);
-                format!(
-                    "ROLLBACK PREPARED {gid}; -- {place}or COMMIT PREPARED; in database {database}, \
-                     as its owner or a superuser"
+                Hint::run(
+                    sql!["ROLLBACK PREPARED ", Literal(gid), ";"].alone(),
+                    comment!(
+                        "{place}or COMMIT PREPARED; in database {database}, as its owner or a \
+                         superuser"
+                    ),
                 )
             } else {
                 // It is in its own database's encoding, and may not have survived ours.
-                format!(
-                    "SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE \
-                     transaction = '{}'; -- {place}and run what it says, in database {database}",
-                    blocker.xid
+                Hint::run(
+                    sql![
+                        "SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE \
+                         transaction = ",
+                        blocker.xid,
+                        ";"
+                    ],
+                    comment!("{place}and run what it says, in database {database}"),
                 )
             }
         }
-        Holder::Unknown => format!(
-            "SELECT pid, usename, state, query FROM pg_stat_activity WHERE backend_xid = '{xid}'; \
-             SELECT gid FROM pg_prepared_xacts WHERE transaction = '{xid}'; -- {place}whose it is",
-            xid = blocker.xid,
-        ),
-    }
-}
-
-/// For a comment in SQL, which must not end before its line does.
-fn on_one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
-}
-
-/// As the SQL function of that name.
-fn quote_literal(text: &str) -> String {
-    let doubled = text.replace('\'', "''");
-    if text.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
+        Holder::Unknown => {
+            let xid = blocker.xid;
+            Hint::run(
+                sql![
+                    "SELECT pid, usename, state, query FROM pg_stat_activity WHERE backend_xid = ",
+                    xid,
+                    "; SELECT gid FROM pg_prepared_xacts WHERE transaction = ",
+                    xid,
+                    ";"
+                ],
+                comment!("{place}whose it is"),
+            )
+        }
     }
 }
 
@@ -672,15 +727,8 @@ mod tests {
         );
         (
             advice.detail.expect("a detail"),
-            advice.hint.expect("a hint"),
+            advice.hint.expect("a hint").to_string(),
         )
-    }
-
-    #[test]
-    fn literals_are_quoted() {
-        assert_eq!(quote_literal("plain"), "'plain'");
-        assert_eq!(quote_literal("it's"), "'it''s'");
-        assert_eq!(quote_literal(r"a\b'c"), r"E'a\\b''c'");
     }
 
     #[test]
@@ -703,14 +751,13 @@ mod tests {
             holder: Holder::Autovacuum(pid(9)),
             ..session(701, 9)
         };
-        let (detail, hint) = advice(vec![prepared(700, "it's"), autovacuum]);
+        let (detail, hint) = advice(vec![prepared(700, "it's"), autovacuum.clone()]);
         assert!(detail.starts_with("Waits for 2 transactions to end, the oldest of them 700:"));
-        let lines: Vec<_> = hint.lines().collect();
-        assert!(
-            lines[0]
-                .starts_with("ROLLBACK PREPARED 'it''s'; -- or COMMIT PREPARED; in database app")
-        );
-        assert!(lines[1].starts_with("SELECT pg_cancel_backend(9); -- autovacuum"));
+        // It runs in no transaction with others.
+        let alone = "ROLLBACK PREPARED 'it''s'; -- or COMMIT PREPARED; in database app";
+        assert!(hint.starts_with(alone) && hint.lines().count() == 1);
+        let (_, hint) = advice(vec![autovacuum]);
+        assert!(hint.starts_with("SELECT pg_cancel_backend(9); -- autovacuum"));
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub mod episode;
 #[cfg(test)]
 mod fixtures;
 pub mod guard;
+pub mod hint;
 pub mod history;
 pub mod limit;
 pub mod observation;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::hint::{Hint, Identifier, Sql, comment, sql};
 use super::observation::{Running, SlotName, Transaction};
 use super::time::{Timestamp, in_words};
 use super::xid::{Lsn, Xid};
@@ -49,7 +50,7 @@ pub struct Look {
     pub transactions: Vec<Transaction>,
     /// The end of its WAL, where it writes its own.
     pub position: Option<Lsn>,
-    /// The role that may not see what sessions of others do, quoted where it must be.
+    /// The role that may not see what sessions of others do.
     pub blind: Option<String>,
     /// Its logical slots.
     pub slots: Vec<RemoteSlot>,
@@ -78,8 +79,7 @@ pub struct Problem {
     pub kind: Kind,
     /// In the log's style: no capital letter, no full stop.
     pub message: String,
-    /// SQL to be pasted, with what else there is to say in comments.
-    pub hint: String,
+    pub hint: Hint,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,10 +175,22 @@ impl fmt::Display for Login {
 /// The function that writes the record on the upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// `slot_self_heal_nudge()` in this schema, which is quoted where it must be. It flushes.
+    /// `slot_self_heal_nudge()` in this schema. It flushes.
     Extension { schema: String },
     /// `pg_log_standby_snapshot()`, PostgreSQL 16 and later. The WAL writer flushes later.
     Core,
+}
+
+impl Writer {
+    /// A call of it, with its arguments, of which it has none.
+    pub fn call(&self) -> Sql {
+        match self {
+            Self::Extension { schema } => {
+                sql![Identifier(schema), ".slot_self_heal_nudge()"]
+            }
+            Self::Core => sql!["pg_catalog.pg_log_standby_snapshot()"],
+        }
+    }
 }
 
 impl fmt::Display for Writer {
@@ -205,10 +217,10 @@ pub struct Introduction {
     /// `server_version`
     pub version: String,
     pub system_identifier: String,
-    /// The role of the connection, quoted where it must be.
+    /// The role of the connection.
     pub role: String,
     pub database: String,
-    /// The schema of the extension in that database, quoted where it must be.
+    /// The schema of the extension in that database.
     pub extension_schema: Option<String>,
     /// That schema, and the extension's function in it.
     pub may_use_schema: bool,
@@ -262,19 +274,28 @@ impl Introduction {
                     "role {role} may not execute {schema}.slot_self_heal_end_blocker(xid, interval) \
                      in database \"{database}\" of the upstream"
                 ),
-                hint: format!(
-                    "{}GRANT EXECUTE ON FUNCTION {schema}.slot_self_heal_end_blocker(xid, interval) \
-                     TO {role}; -- on the primary, in database {database}, if this standby may have \
-                     blockers ended there by the primary's rules",
-                    self.grant_usage(schema)
-                ),
+                hint: self.grant_usage(schema).then(Hint::run(
+                    sql![
+                        "GRANT EXECUTE ON FUNCTION ",
+                        Identifier(schema),
+                        ".slot_self_heal_end_blocker(xid, interval) TO ",
+                        Identifier(role),
+                        ";"
+                    ],
+                    comment!(
+                        "on the primary, in database {database}, if this standby may have \
+                             blockers ended there by the primary's rules"
+                    ),
+                )),
             }),
             (_, None) | (None, _) => Err(Problem {
                 kind: Kind::NotConfigured,
                 message: "it has no slot_self_heal_end_blocker(xid, interval)".into(),
-                hint: format!(
-                    "CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}, with \
-                     slot_self_heal preloaded there"
+                hint: Hint::run(
+                    sql!["CREATE EXTENSION slot_self_heal;"],
+                    comment!(
+                        "on the primary, in database {database}, with slot_self_heal preloaded there"
+                    ),
                 ),
             }),
         }
@@ -304,11 +325,17 @@ impl Introduction {
     }
 
     /// What a function in the extension's schema takes besides the privilege on itself.
-    fn grant_usage(&self, schema: &str) -> String {
+    fn grant_usage(&self, schema: &str) -> Hint {
         if self.may_use_schema {
-            String::new()
+            Hint::default()
         } else {
-            format!("GRANT USAGE ON SCHEMA {schema} TO {}; ", self.role)
+            Hint::from(sql![
+                "GRANT USAGE ON SCHEMA ",
+                Identifier(schema),
+                " TO ",
+                Identifier(&self.role),
+                ";"
+            ])
         }
     }
 
@@ -319,14 +346,18 @@ impl Introduction {
             message: format!(
                 "role {role} may not execute {writer} in database \"{database}\" of the upstream"
             ),
-            hint: format!(
-                "{}GRANT EXECUTE ON FUNCTION {writer} TO {role}; -- on the primary, in database \
-                 {database}: privileges on functions belong to one database",
-                match writer {
-                    Writer::Extension { schema } => self.grant_usage(schema),
-                    Writer::Core => String::new(),
-                }
-            ),
+            hint: match writer {
+                Writer::Extension { schema } => self.grant_usage(schema),
+                Writer::Core => Hint::default(),
+            }
+            .then(grant(
+                writer,
+                role,
+                &format!(
+                    "on the primary, in database {database}: privileges on functions belong to one \
+                     database"
+                ),
+            )),
         }
     }
 }
@@ -366,8 +397,9 @@ impl Problem {
             message: format!(
                 "the upstream is PostgreSQL {version}, which has no pg_log_standby_snapshot()"
             ),
-            hint: format!(
-                "CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}"
+            hint: Hint::run(
+                sql!["CREATE EXTENSION slot_self_heal;"],
+                comment!("on the primary, in database {database}"),
             ),
         }
     }
@@ -378,12 +410,14 @@ impl Problem {
             message:
                 "the upstream is itself a standby, and has no slot_self_heal to pass a request on"
                     .into(),
-            hint: format!(
-                "{}\n\
-                 -- Or, with slot_self_heal preloaded on the upstream and on the primary:\n\
-                 CREATE EXTENSION slot_self_heal; -- on the primary, in database {database}",
-                on_this_standby("<the primary>")
-            ),
+            hint: on_this_standby("<the primary>")
+                .then(Hint::say(comment!(
+                    "Or, with slot_self_heal preloaded on the upstream and on the primary:"
+                )))
+                .then(Hint::run(
+                    sql!["CREATE EXTENSION slot_self_heal;"],
+                    comment!("on the primary, in database {database}"),
+                )),
         }
     }
 
@@ -395,12 +429,13 @@ impl Problem {
         Self {
             kind: Kind::IsStandby,
             message: format!("{PREFIX}{reason}"),
-            hint: format!(
-                "SELECT slot_self_heal_nudge(); -- on the upstream: its error says what to do \
-                 there. Or go straight to the primary, on this standby:\n\
-                 -- {}; SELECT pg_reload_conf();",
-                set_conninfo("<the primary>")
-            ),
+            hint: Hint::run(
+                sql!["SELECT slot_self_heal_nudge();"],
+                comment!(
+                    "on the upstream: its error says what to do there. Or go straight to the primary:"
+                ),
+            )
+            .then(name_the_primary()),
         }
     }
 
@@ -411,12 +446,11 @@ impl Problem {
                 "the request was passed on {hops} times from standby to standby and reached no \
                  primary"
             ),
-            hint: format!(
-                "-- does a standby name itself, or another that names it, as its upstream? \
-                 Otherwise go straight to the primary, on this standby:\n\
-                 -- {}; SELECT pg_reload_conf();",
-                set_conninfo("<the primary>")
-            ),
+            hint: Hint::say(comment!(
+                "does a standby name itself, or another that names it, as its upstream? Otherwise \
+                 go straight to the primary:"
+            ))
+            .then(name_the_primary()),
         }
     }
 
@@ -424,8 +458,9 @@ impl Problem {
         Self {
             kind: Kind::Unreachable,
             message: format!("the upstream did not answer within {}", in_words(limit)),
-            hint: "-- on this standby: does psql reach the server that primary_conninfo names?"
-                .into(),
+            hint: Hint::say(comment!(
+                "on this standby: does psql reach the server that primary_conninfo names?"
+            )),
         }
     }
 
@@ -443,8 +478,9 @@ impl Problem {
         Self {
             kind: Kind::Unreachable,
             message: format!("could not look up the host in {source}{names}"),
-            hint: "-- on this standby: does its name service know the host? An address needs none"
-                .into(),
+            hint: Hint::say(comment!(
+                "on this standby: does its name service know the host? An address needs none"
+            )),
         }
     }
 
@@ -455,12 +491,17 @@ impl Problem {
             kind: Kind::Unreachable,
             message: format!("could not reach the upstream: {}", first_line(message)),
             hint: match pg_hba_line(message) {
-                Some(line) => format!(
-                    "-- add to pg_hba.conf on the upstream, above any line that rejects it:\n\
-                     -- {line}\n\
-                     SELECT pg_reload_conf(); -- on the upstream"
-                ),
-                None => format!("-- on this standby: does psql reach that server, {login}?"),
+                Some(line) => Hint::say(comment!(
+                    "add to pg_hba.conf on the upstream, above any line that rejects it:"
+                ))
+                .then(Hint::say(comment!("{line}")))
+                .then(Hint::run(
+                    sql!["SELECT pg_reload_conf();"],
+                    comment!("on the upstream"),
+                )),
+                None => Hint::say(comment!(
+                    "on this standby: does psql reach that server, {login}?"
+                )),
             },
         }
     }
@@ -472,10 +513,13 @@ impl Problem {
             message:
                 "the upstream has the extension slot_self_heal, but did not preload its library"
                     .into(),
-            hint: format!(
-                "GRANT EXECUTE ON FUNCTION {} TO {role}; -- on the primary, in database \
-                 {database}. Or add slot_self_heal to shared_preload_libraries there and restart it",
-                Writer::Core
+            hint: grant(
+                &Writer::Core,
+                role,
+                &format!(
+                    "on the primary, in database {database}. Or add slot_self_heal to \
+                     shared_preload_libraries there and restart it"
+                ),
             ),
         }
     }
@@ -488,26 +532,35 @@ impl Problem {
                 "the upstream answered with an error: {}",
                 first_line(message)
             ),
-            hint: "-- the upstream's log says more".into(),
+            hint: Hint::say(comment!("the upstream's log says more")),
         }
     }
 }
 
-/// A hint to be filled in first.
-/// For what only the primary can do.
-pub fn name_the_primary() -> String {
-    on_this_standby("<the primary>")
-}
-
-fn on_this_standby(host: &str) -> String {
-    format!(
-        "-- on this standby: {}; SELECT pg_reload_conf();",
-        set_conninfo(host)
+/// The privilege to have a record written.
+fn grant(writer: &Writer, role: &str, where_and_why: &str) -> Hint {
+    Hint::run(
+        sql![
+            "GRANT EXECUTE ON FUNCTION ",
+            writer.call(),
+            " TO ",
+            Identifier(role),
+            ";"
+        ],
+        comment!("{where_and_why}"),
     )
 }
 
-fn set_conninfo(host: &str) -> String {
-    format!("ALTER SYSTEM SET slot_self_heal.primary_conninfo = 'host={host} user=<role>'")
+/// For what only the primary can do. To be filled in first, and so not SQL.
+pub fn name_the_primary() -> Hint {
+    on_this_standby("<the primary>")
+}
+
+fn on_this_standby(host: &str) -> Hint {
+    Hint::say(comment!(
+        "on this standby: ALTER SYSTEM SET slot_self_heal.primary_conninfo = 'host={host} \
+         user=<role>'; then SELECT pg_reload_conf();"
+    ))
 }
 
 /// The first line of an error as libpq gives it, without its severity.
@@ -548,7 +601,7 @@ fn hba_name(name: &str) -> String {
     if name.chars().all(is_plain) && !KEYWORDS.contains(&name) {
         name.to_owned()
     } else {
-        format!("\"{name}\"")
+        format!("\"{}\"", name.replace('"', "\"\""))
     }
 }
 
@@ -598,13 +651,13 @@ mod tests {
             ..introduction()
         };
         let problem = closed_schema.blocker_ender().expect_err("a problem");
+        let hint = problem.hint.to_string();
         assert!(
-            problem.hint.starts_with(
-                "GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE ON FUNCTION \
+            hint.starts_with(
+                "GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE ON FUNCTION \
                  public.slot_self_heal_end_blocker(xid, interval) TO replicator; --"
             ),
-            "{}",
-            problem.hint
+            "{hint}"
         );
     }
 
@@ -615,16 +668,16 @@ mod tests {
             may_use_extension: false,
             may_end_blockers: Some(true),
             may_use_core: Some(false),
-            role: "\"It's\"".into(),
+            role: "It's".into(),
             ..introduction()
         });
         assert_eq!(neither.kind, Kind::NotPermitted);
+        let hint = neither.hint.to_string();
         assert!(
-            neither.hint.starts_with(
+            hint.starts_with(
                 "GRANT EXECUTE ON FUNCTION public.slot_self_heal_nudge() TO \"It's\"; --"
             ),
-            "{}",
-            neither.hint
+            "{hint}"
         );
         let core = problem(Introduction {
             extension_schema: None,
@@ -633,6 +686,7 @@ mod tests {
         });
         assert!(
             core.hint
+                .to_string()
                 .contains("pg_catalog.pg_log_standby_snapshot() TO replicator;")
         );
         let closed_schema = problem(Introduction {
@@ -640,12 +694,10 @@ mod tests {
             may_use_core: Some(false),
             ..introduction()
         });
+        let hint = closed_schema.hint.to_string();
         assert!(
-            closed_schema
-                .hint
-                .starts_with("GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE"),
-            "{}",
-            closed_schema.hint
+            hint.starts_with("GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE"),
+            "{hint}"
         );
         let old = problem(Introduction {
             extension_schema: None,
@@ -667,6 +719,44 @@ mod tests {
             ..introduction()
         });
         assert_eq!(closed_standby.kind, Kind::NotPermitted);
+    }
+
+    /// Whoever listens there may answer anything, before it knows who asks.
+    #[test]
+    fn what_an_upstream_says_runs_nothing() {
+        let login = Login {
+            role: None,
+            database: "d".into(),
+        };
+        let message = "FATAL:  no pg_hba.conf entry for host \"10.0.0.2\", user \"r\nDROP TABLE \
+                       customers;\", database \"d\"";
+        let hint = Problem::unreachable(message, &login).hint.to_string();
+        let statements: Vec<_> = hint
+            .lines()
+            .filter(|line| !line.starts_with("--"))
+            .collect();
+        assert_eq!(statements, ["SELECT pg_reload_conf(); -- on the upstream"]);
+        let hostile = Introduction {
+            role: "r; DROP TABLE customers; --".into(),
+            extension_schema: Some("s; DROP TABLE customers; --".into()),
+            may_use_schema: false,
+            may_use_core: None,
+            ..introduction()
+        };
+        let hint = hostile.writer().expect_err("a problem").hint.to_string();
+        let mut lines = hint.lines();
+        assert_eq!(
+            lines.next(),
+            Some(
+                "GRANT USAGE ON SCHEMA \"s; DROP TABLE customers; --\" TO \"r; DROP TABLE \
+                 customers; --\";"
+            )
+        );
+        assert!(lines.next().is_some_and(|line| line.starts_with(
+            "GRANT EXECUTE ON FUNCTION \"s; DROP TABLE customers; --\".slot_self_heal_nudge() TO \
+             \"r; DROP TABLE customers; --\"; -- "
+        )));
+        assert_eq!(lines.next(), None);
     }
 
     #[test]
@@ -708,12 +798,10 @@ mod tests {
              for host \"10.0.0.2\", user \"replicator\", database \"My db\", no encryption",
             &login,
         );
+        let hint = refused.hint.to_string();
         assert!(
-            refused
-                .hint
-                .contains("\n-- host  \"My db\"  replicator  10.0.0.2/32  scram-sha-256\n"),
-            "{}",
-            refused.hint
+            hint.contains("\n-- host  \"My db\"  replicator  10.0.0.2/32  scram-sha-256\n"),
+            "{hint}"
         );
         let local = pg_hba_line(
             "FATAL: pg_hba.conf rejects connection for host \"[local]\", user \"r\", database \"d\"",
@@ -726,7 +814,8 @@ mod tests {
             "{}",
             away.message
         );
-        assert!(!away.hint.contains("pg_hba.conf"));
-        assert!(away.hint.contains("as role replicator, to database My db"));
+        let hint = away.hint.to_string();
+        assert!(!hint.contains("pg_hba.conf"));
+        assert!(hint.contains("as role replicator, to database My db"));
     }
 }

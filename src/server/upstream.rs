@@ -13,6 +13,7 @@ use pgrx::prelude::*;
 use super::conninfo::Target;
 use super::libpq::{Connection, Failure, Table};
 use crate::core::guard::Verdict;
+use crate::core::hint::{Identifier, sql};
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
 use crate::core::upstream::{
     Hop, Introduction, Kind, Login, Look, Problem, Record, Refusal, Writer,
@@ -186,6 +187,7 @@ impl Upstream {
             .iter()
             .map(|(xid, blocked_for)| format!("('{xid}', {})", blocked_for.as_secs_f64()))
             .collect();
+        let schema = sql![Identifier(schema)];
         let sql = format!(
             "SELECT v.xid, e.action, e.reason FROM (VALUES {}) AS v (xid, seconds), LATERAL \
              {schema}.slot_self_heal_end_blocker(v.xid::pg_catalog.xid, \
@@ -292,8 +294,9 @@ impl Upstream {
     /// The next xid is read after the record is written: columns are computed in order.
     fn run(&self, writer: &Writer, call: &Call) -> Result<Table, Failure> {
         let sql = format!(
-            "SELECT {writer}::pg_catalog.text AS lsn, \
-             pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid"
+            "SELECT {}::pg_catalog.text AS lsn, \
+             pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid",
+            writer.call()
         );
         match &self.session {
             Some(session) => session.connection.query(&sql, call.deadline),

@@ -6,6 +6,7 @@ use super::{Worker, longest_rest};
 use crate::core::advice;
 use crate::core::blocker::Blocker;
 use crate::core::guard::{self, Answer, Ending, Guard, Verdict};
+use crate::core::hint::Hint;
 use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName};
 use crate::core::policy::BlockerRule;
@@ -79,7 +80,7 @@ impl Worker {
                 Ok(()) => requests.push((xid, blocker.blocked_for())),
                 Err(guard) => {
                     let hint = advice::on_guard(&guard, &self.watch);
-                    self.spare(xid, guard, hint.as_deref(), now);
+                    self.spare(xid, guard, hint, now);
                 }
             }
         }
@@ -123,7 +124,7 @@ impl Worker {
             }
         }
         if let Some(&xid) = news.first() {
-            let hint = Some(problem.hint.as_str());
+            let hint = Some(problem.hint.clone());
             report::log(narrate::spared_blocker(&self.watch, xid, &guard, hint, now));
         }
     }
@@ -138,7 +139,7 @@ impl Worker {
     }
 
     /// A blocker was not told to end. Says so, once.
-    fn spare(&mut self, xid: Xid, guard: Guard, hint: Option<&str>, now: Timestamp) {
+    fn spare(&mut self, xid: Xid, guard: Guard, hint: Option<Hint>, now: Timestamp) {
         let Some(blocker) = self.watch.blocker_mut(xid) else {
             return;
         };
