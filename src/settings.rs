@@ -1,11 +1,12 @@
 //! The settings, `slot_self_heal.*`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::core::policy::{self, BlockerRule, Limit, Limits, OwnLimits, Policy};
+use crate::core::upstream::Introduction;
 use crate::server::{self, connection, secret, setting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -203,16 +204,34 @@ pub fn policy() -> Policy {
                 BlockerScope::Idle => policy::BlockerScope::Idle,
                 BlockerScope::Any => policy::BlockerScope::Any,
             },
-            protected_roles: protected_roles(),
+            protected_roles: protected_roles(&PROTECTED_ROLES.get().unwrap_or_default()),
         },
     }
 }
 
 /// What is not a list is taken for one name: no role has it, and so nobody is ended until it is
 /// mended. Such a value is refused, unless the server starts with it.
-fn protected_roles() -> Vec<String> {
-    let list = PROTECTED_ROLES.get().unwrap_or_default();
-    setting::names(&list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
+fn protected_roles(list: &CStr) -> Vec<String> {
+    setting::names(list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
+}
+
+/// What another server's settings say, as it has told them. What is not understood allows nothing.
+pub fn blocker_rule_of(upstream: &Introduction) -> BlockerRule {
+    let roles = CString::new(upstream.protected_roles.as_str()).unwrap_or_default();
+    BlockerRule {
+        action: match upstream.blocker_action.as_str() {
+            "cancel" => policy::BlockerAction::Cancel,
+            "terminate" => policy::BlockerAction::Terminate,
+            _ => policy::BlockerAction::Report,
+        },
+        // Only that server knows whether it is the time.
+        grace: Duration::ZERO,
+        scope: match upstream.blocker_scope.as_str() {
+            "any" => policy::BlockerScope::Any,
+            _ => policy::BlockerScope::Idle,
+        },
+        protected_roles: protected_roles(&roles),
+    }
 }
 
 /// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored

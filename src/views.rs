@@ -8,7 +8,7 @@ use pgrx::prelude::*;
 use serde_json::Value;
 
 use crate::core::advice;
-use crate::core::guard::{Answer, Ending};
+use crate::core::guard::{Answer, Ending, Guard};
 use crate::core::history::Finished;
 use crate::core::observation::Role;
 use crate::core::status::{self, Known, Status, Worker};
@@ -273,6 +273,9 @@ fn worker_state() -> Worker {
 #[pg_extern]
 fn slot_self_heal_nudge() -> PgLsn {
     ledger::require();
+    if !settings::enabled() {
+        report::error(narrate::disabled());
+    }
     let end = match server::role() {
         Role::Primary => record::write().map_err(Notice::from),
         Role::Standby => upstream::pass_on(&settings::database().to_string_lossy())
@@ -312,6 +315,9 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     if server::role() == Role::Standby {
         return Err(narrate::not_on_a_standby());
     }
+    if !settings::enabled() {
+        return Ok(Err(Unsent::Guarded(Guard::Disabled)));
+    }
     let rule = settings::policy().blockers;
     let cases = hear(&[xid], rule.protected_roles.clone())?;
     let Some(case) = cases.into_iter().next() else {
@@ -320,7 +326,11 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     let now = server::now();
     let watch = ledger::watch();
     let creators = watch.blocked_by(xid).map(|episode| &episode.creator);
-    let ended = signal::end_if_allowed(&case, blocked_for, creators, &rule, now);
+    let verdict = case.judge(watch.blocker(xid), blocked_for, creators, &rule, now);
+    let ended = verdict.map_err(Unsent::Guarded).and_then(|sentence| {
+        signal::end_transaction(xid, sentence)?;
+        Ok(sentence.ending)
+    });
     if let Ok(ending) = ended {
         report::log(narrate::ended_for_standby(
             &case.transaction,

@@ -34,7 +34,7 @@ use crate::server::report::{self, Notice};
 use crate::server::scan::Scanner;
 use crate::server::transaction::{catch, read_only_fallible};
 use crate::server::upstream::{Upstream, Wish};
-use crate::server::{self, WalLevel, record};
+use crate::server::{self, WalLevel, record, signal};
 use crate::{narrate, settings};
 
 /// Between two looks at a slot that is being built.
@@ -110,6 +110,10 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
     }
     if !connection::SUPPORTED && settings::policy().limits.cancel_abandoned {
         report::log(narrate::clients_not_seen());
+    }
+
+    if !signal::knows_the_locks() {
+        report::warning(narrate::unknown_locks());
     }
 
     let mut worker = Worker::resume();
@@ -235,7 +239,7 @@ impl Worker {
 
         self.scanning = true;
         process::show_activity(Activity::Scanning);
-        let mut observation = self.scanner.observe()?;
+        let mut observation = self.scanner.observe(&self.watch.named_blockers())?;
         match observation.role {
             Role::Standby => observation.learn(self.look.clone()),
             // It may have been a standby a moment ago.
@@ -308,10 +312,10 @@ impl Worker {
                 self.cancel(&slot, reason, observation);
                 Ok(())
             }
-            Action::EndBlockers(xids) => match observation.role {
-                Role::Primary => self.end_blockers(&xids, &policy.blockers),
+            Action::EndBlockers(blockers) => match observation.role {
+                Role::Primary => self.end_blockers(&blockers, observation, &policy.blockers),
                 Role::Standby => {
-                    self.ask_to_end_blockers(&xids);
+                    self.ask_to_end_blockers(&blockers);
                     Ok(())
                 }
             },

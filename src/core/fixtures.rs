@@ -30,8 +30,10 @@ pub fn creator() -> Creator {
             backend_start: Some(at(-5000)),
             query_start: Some(at(-10)),
             backend_type: "walsender".into(),
+            usename: Some("cdc".into()),
             application_name: "sub".into(),
             client_addr: Some("10.0.0.5".into()),
+            client_process: ClientProcess::Unknown,
         },
         wait: CreatorWait::Transaction,
         client: Client::from_activity(Some("10.0.0.5"), Some(50_000)),
@@ -77,6 +79,11 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         query: Some("UPDATE t SET i = 1".into()),
         waits_for_walsender: false,
         waits_for_sync_standby: false,
+        waits_for_client: true,
+        copied: None,
+        client: None,
+        client_gone: false,
+        client_process: ClientProcess::Unknown,
     }
 }
 

@@ -197,6 +197,7 @@ struct Element<'a> {
     xact_start: Option<&'a str>,
     query: Option<&'a str>,
     is_creator_peer: bool,
+    client_gone: bool,
 }
 
 impl<'a> Element<'a> {
@@ -213,6 +214,7 @@ impl<'a> Element<'a> {
             xact_start: transaction.xact_start.as_deref(),
             query: transaction.query.as_deref(),
             is_creator_peer: kinship(creator, transaction) != Kinship::None,
+            client_gone: transaction.client_gone,
         }
     }
 }
@@ -259,6 +261,7 @@ mod tests {
             "xact_start",
             "query",
             "is_creator_peer",
+            "client_gone",
         ] {
             assert!(blocker.get(key).is_some(), "{key}");
         }

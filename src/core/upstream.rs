@@ -233,6 +233,12 @@ pub struct Introduction {
     /// The end of its WAL, where it writes its own.
     pub position: Option<Lsn>,
     pub next_xid: Xid,
+    /// `slot_self_heal.enabled`, and on without it.
+    pub is_enabled: bool,
+    /// `slot_self_heal.*` there, empty without it. A name is not checked before it is used.
+    pub blocker_action: String,
+    pub blocker_scope: String,
+    pub protected_roles: String,
 }
 
 impl Introduction {
@@ -245,12 +251,16 @@ impl Introduction {
                 schema: schema.clone(),
             });
         match extension {
-            Some(writer) if self.may_use_schema && self.may_use_extension => Ok(writer),
+            Some(writer) if self.may_use_schema && self.may_use_extension && self.is_enabled => {
+                Ok(writer)
+            }
             // Only the extension passes a request on.
+            Some(_) if self.in_recovery && !self.is_enabled => Err(Problem::disabled()),
             None if self.in_recovery => Err(Problem::is_standby(&self.database)),
             Some(writer) if self.in_recovery => Err(self.not_permitted(&writer)),
             extension => match (self.may_use_core, extension) {
                 (Some(true), _) => Ok(Writer::Core),
+                (_, Some(_)) if !self.is_enabled => Err(Problem::disabled()),
                 (_, Some(writer)) => Err(self.not_permitted(&writer)),
                 (Some(false), None) => Err(self.not_permitted(&Writer::Core)),
                 (None, None) => Err(Problem::too_old(&self.version, &self.database)),
@@ -363,6 +373,18 @@ impl Introduction {
 }
 
 impl Problem {
+    /// Its operator wants it to do nothing, which an operator here should not change unasked.
+    fn disabled() -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: "slot_self_heal.enabled is off on the upstream".into(),
+            hint: Hint::run(
+                sql!["ALTER SYSTEM SET slot_self_heal.enabled = on;"].alone(),
+                comment!("on the upstream; then SELECT pg_reload_conf(); there"),
+            ),
+        }
+    }
+
     pub fn no_conninfo() -> Self {
         Self {
             kind: Kind::NotConfigured,
@@ -624,6 +646,10 @@ mod tests {
             sees_all: false,
             position: Some(Lsn::new(100)),
             next_xid: Xid::new(700).expect("a normal xid"),
+            is_enabled: true,
+            blocker_action: "report".into(),
+            blocker_scope: "idle".into(),
+            protected_roles: String::new(),
         }
     }
 
@@ -757,6 +783,27 @@ mod tests {
              \"r; DROP TABLE customers; --\"; -- "
         )));
         assert_eq!(lines.next(), None);
+    }
+
+    #[test]
+    fn an_upstream_that_is_switched_off_is_not_asked() {
+        let off = || Introduction {
+            is_enabled: false,
+            ..introduction()
+        };
+        assert_eq!(off().writer(), Ok(Writer::Core));
+        let off_without_core = Introduction {
+            may_use_core: Some(false),
+            ..off()
+        };
+        let off_standby = Introduction {
+            in_recovery: true,
+            ..off()
+        };
+        for introduction in [off_without_core, off_standby] {
+            let problem = introduction.writer().expect_err("a problem");
+            assert!(problem.message.contains("enabled is off"), "{problem:?}");
+        }
     }
 
     #[test]

@@ -11,14 +11,17 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::conninfo::Target;
+use super::hearing;
 use super::libpq::{Connection, Failure, Table};
-use crate::core::guard::Verdict;
+use crate::core::guard::{Standing, Verdict};
 use crate::core::hint::{Identifier, sql};
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
+use crate::core::policy::BlockerRule;
 use crate::core::upstream::{
     Hop, Introduction, Kind, Login, Look, Problem, Record, Refusal, Writer,
 };
 use crate::core::xid::{Lsn, Xid};
+use crate::settings;
 
 /// For one conversation, connecting included.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -172,6 +175,39 @@ impl Upstream {
             self.fail(Some(target), longest_rest);
         }
         answer
+    }
+
+    /// Whose these sessions are, and what the primary's settings let be done to them. It rests as
+    /// after [`Self::end_blockers`].
+    pub fn standings(
+        &mut self,
+        xids: &[Xid],
+        database: &str,
+        longest_rest: Duration,
+    ) -> Result<(Vec<Standing>, BlockerRule), Problem> {
+        let target = Target::from_settings(database.to_owned()).ok_or_else(Problem::no_conninfo)?;
+        let answer = self.ask_for_standings(xids, &target);
+        if let Err(problem) = &answer
+            && problem.kind == Kind::Unreachable
+        {
+            self.fail(Some(target), longest_rest);
+        }
+        answer
+    }
+
+    fn ask_for_standings(
+        &mut self,
+        xids: &[Xid],
+        target: &Target,
+    ) -> Result<(Vec<Standing>, BlockerRule), Problem> {
+        let call = Call::new(Hop::default(), LIMIT);
+        let introduction = self.introduce(target, &call)?;
+        self.refuse_another_cluster(target, &introduction)?;
+        introduction.blocker_ender()?;
+        let rule = settings::blocker_rule_of(&introduction);
+        let sql = hearing::standing_of(xids, &rule.protected_roles);
+        let standings = self.query(&sql, |row| row.into_standing(), &call)?;
+        Ok((standings, rule))
     }
 
     fn ask_to_end(

@@ -91,20 +91,35 @@ pub fn guc_alloc(size: usize) -> *mut c_void {
     unsafe { pg_sys::guc_malloc(pg_sys::LOG.cast_signed(), size) }
 }
 
-/// `ProcArrayLock`, which pgrx does not bind: a macro with the same number in all these majors
+/// A lock of the server's that pgrx does not bind: a macro with the same number in all these majors
 /// (`lwlocknames.h`; `lwlocklist.h` from PostgreSQL 17 on).
-pub fn proc_array_lock() -> *mut pg_sys::LWLock {
-    main_lock(4)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MainLock {
+    number: u16,
+    name: &'static CStr,
 }
 
-/// `ReplicationSlotControlLock`, likewise.
-pub fn replication_slot_control_lock() -> *mut pg_sys::LWLock {
-    main_lock(37)
-}
+pub const PROC_ARRAY: MainLock = MainLock {
+    number: 4,
+    name: c"ProcArray",
+};
+pub const REPLICATION_SLOT_CONTROL: MainLock = MainLock {
+    number: 37,
+    name: c"ReplicationSlotControl",
+};
 
-fn main_lock(number: usize) -> *mut pg_sys::LWLock {
-    // SAFETY: made when the server started, with more locks than that.
-    unsafe { &raw mut (*pg_sys::MainLWLockArray.add(number)).lock }
+impl MainLock {
+    /// The lock, if it has that name on this server, which may have been built with other locks.
+    pub fn get(self) -> Option<*mut pg_sys::LWLock> {
+        // SAFETY: made when the server started, with more locks than that. The name of one of the
+        // server's own is a constant.
+        unsafe {
+            let lock = &raw mut (*pg_sys::MainLWLockArray.add(self.number.into())).lock;
+            let tranche = (*lock).tranche;
+            let name = pg_sys::GetLWLockIdentifier(pg_sys::PG_WAIT_LWLOCK, tranche);
+            (tranche == self.number && CStr::from_ptr(name) == self.name).then_some(lock)
+        }
+    }
 }
 
 /// Whether a slot is a standby's copy that was not persisted yet: from PostgreSQL 17 on.
