@@ -31,6 +31,13 @@ macro_rules! on_majors_with_slot_sync {
     };
 }
 
+/// The same for what needs dblink, which one of the servers lacks.
+macro_rules! on_majors_with_dblink {
+    ($($scenario:ident),+ $(,)?) => {
+        $( tests_of!($scenario: pg15 = V15, pg18 = V18); )+
+    };
+}
+
 /// Makes scenarios of a function that takes more than the major, and tests of
 /// them: `walsender = healed(Creator::Walsender)`.
 macro_rules! scenarios {
@@ -73,9 +80,11 @@ mod hints;
 mod history;
 mod hostile_database;
 mod idle;
+mod in_vain;
 mod limits;
 mod log_lines;
 mod many_slots;
+mod peers;
 mod privileges;
 mod record;
 mod same_cluster_subscription;
