@@ -222,7 +222,7 @@ impl fmt::Display for Guard {
             Self::UpstreamIsStandby => f.write_str(
                 "this standby's upstream is itself a standby, and only the primary could end it",
             ),
-            Self::JustIdle => f.write_str("it has been idle in transaction for less than a second"),
+            Self::JustIdle => f.write_str("its client has been silent for less than a second"),
             Self::NotAsked(reason) => write!(f, "the primary could not be asked: {reason}"),
             Self::Primary(reason) => write!(f, "on the primary, {reason}"),
         }

@@ -255,12 +255,21 @@ impl Introduction {
                 Ok(writer)
             }
             // Only the extension passes a request on.
-            Some(_) if self.in_recovery && !self.is_enabled => Err(Problem::disabled()),
+            Some(_) if self.in_recovery && !self.is_enabled => {
+                Err(Problem::disabled(name_the_primary()))
+            }
             None if self.in_recovery => Err(Problem::is_standby(&self.database)),
             Some(writer) if self.in_recovery => Err(self.not_permitted(&writer)),
             extension => match (self.may_use_core, extension) {
                 (Some(true), _) => Ok(Writer::Core),
-                (_, Some(_)) if !self.is_enabled => Err(Problem::disabled()),
+                // It need not be switched on for that.
+                (_, Some(_)) if !self.is_enabled => Err(Problem::disabled(Hint::run(
+                    grant(&Writer::Core, &self.role),
+                    comment!(
+                        "on the primary, in database {}: the server's own function",
+                        self.database
+                    ),
+                ))),
                 (_, Some(writer)) => Err(self.not_permitted(&writer)),
                 (Some(false), None) => Err(self.not_permitted(&Writer::Core)),
                 (None, None) => Err(Problem::too_old(&self.version, &self.database)),
@@ -284,8 +293,9 @@ impl Introduction {
                     "role {role} may not execute {schema}.slot_self_heal_end_blocker(xid, interval) \
                      in database \"{database}\" of the upstream"
                 ),
-                hint: self.grant_usage(schema).then(Hint::run(
+                hint: Hint::run(
                     sql![
+                        self.grant_usage(schema),
                         "GRANT EXECUTE ON FUNCTION ",
                         Identifier(schema),
                         ".slot_self_heal_end_blocker(xid, interval) TO ",
@@ -293,10 +303,10 @@ impl Introduction {
                         ";"
                     ],
                     comment!(
-                        "on the primary, in database {database}, if this standby may have \
-                             blockers ended there by the primary's rules"
+                        "on the primary, in database {database}, if this standby may have blockers \
+                         ended there by the primary's rules"
                     ),
-                )),
+                ),
             }),
             (_, None) | (None, _) => Err(Problem {
                 kind: Kind::NotConfigured,
@@ -335,53 +345,48 @@ impl Introduction {
     }
 
     /// What a function in the extension's schema takes besides the privilege on itself.
-    fn grant_usage(&self, schema: &str) -> Hint {
+    fn grant_usage(&self, schema: &str) -> Sql {
         if self.may_use_schema {
-            Hint::default()
+            sql![""]
         } else {
-            Hint::from(sql![
+            sql![
                 "GRANT USAGE ON SCHEMA ",
                 Identifier(schema),
                 " TO ",
                 Identifier(&self.role),
-                ";"
-            ])
+                "; "
+            ]
         }
     }
 
     fn not_permitted(&self, writer: &Writer) -> Problem {
         let Self { role, database, .. } = self;
+        let usage = match writer {
+            Writer::Extension { schema } => self.grant_usage(schema),
+            Writer::Core => sql![""],
+        };
         Problem {
             kind: Kind::NotPermitted,
             message: format!(
                 "role {role} may not execute {writer} in database \"{database}\" of the upstream"
             ),
-            hint: match writer {
-                Writer::Extension { schema } => self.grant_usage(schema),
-                Writer::Core => Hint::default(),
-            }
-            .then(grant(
-                writer,
-                role,
-                &format!(
+            hint: Hint::run(
+                sql![usage, grant(writer, role)],
+                comment!(
                     "on the primary, in database {database}: privileges on functions belong to one \
                      database"
                 ),
-            )),
+            ),
         }
     }
 }
 
 impl Problem {
-    /// Its operator wants it to do nothing, which an operator here should not change unasked.
-    fn disabled() -> Self {
+    fn disabled(hint: Hint) -> Self {
         Self {
             kind: Kind::NotConfigured,
             message: "slot_self_heal.enabled is off on the upstream".into(),
-            hint: Hint::run(
-                sql!["ALTER SYSTEM SET slot_self_heal.enabled = on;"].alone(),
-                comment!("on the upstream; then SELECT pg_reload_conf(); there"),
-            ),
+            hint,
         }
     }
 
@@ -535,10 +540,9 @@ impl Problem {
             message:
                 "the upstream has the extension slot_self_heal, but did not preload its library"
                     .into(),
-            hint: grant(
-                &Writer::Core,
-                role,
-                &format!(
+            hint: Hint::run(
+                grant(&Writer::Core, role),
+                comment!(
                     "on the primary, in database {database}. Or add slot_self_heal to \
                      shared_preload_libraries there and restart it"
                 ),
@@ -560,17 +564,14 @@ impl Problem {
 }
 
 /// The privilege to have a record written.
-fn grant(writer: &Writer, role: &str, where_and_why: &str) -> Hint {
-    Hint::run(
-        sql![
-            "GRANT EXECUTE ON FUNCTION ",
-            writer.call(),
-            " TO ",
-            Identifier(role),
-            ";"
-        ],
-        comment!("{where_and_why}"),
-    )
+fn grant(writer: &Writer, role: &str) -> Sql {
+    sql![
+        "GRANT EXECUTE ON FUNCTION ",
+        writer.call(),
+        " TO ",
+        Identifier(role),
+        ";"
+    ]
 }
 
 /// For what only the primary can do. To be filled in first, and so not SQL.
@@ -680,7 +681,7 @@ mod tests {
         let hint = problem.hint.to_string();
         assert!(
             hint.starts_with(
-                "GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE ON FUNCTION \
+                "GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE ON FUNCTION \
                  public.slot_self_heal_end_blocker(xid, interval) TO replicator; --"
             ),
             "{hint}"
@@ -722,7 +723,7 @@ mod tests {
         });
         let hint = closed_schema.hint.to_string();
         assert!(
-            hint.starts_with("GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE"),
+            hint.starts_with("GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE"),
             "{hint}"
         );
         let old = problem(Introduction {
@@ -770,19 +771,13 @@ mod tests {
             ..introduction()
         };
         let hint = hostile.writer().expect_err("a problem").hint.to_string();
-        let mut lines = hint.lines();
+        let (statements, _) = hint.split_once(" -- on the primary").expect("a comment");
         assert_eq!(
-            lines.next(),
-            Some(
-                "GRANT USAGE ON SCHEMA \"s; DROP TABLE customers; --\" TO \"r; DROP TABLE \
-                 customers; --\";"
-            )
+            statements,
+            "GRANT USAGE ON SCHEMA \"s; DROP TABLE customers; --\" TO \"r; DROP TABLE customers; \
+             --\"; GRANT EXECUTE ON FUNCTION \"s; DROP TABLE customers; --\".\
+             slot_self_heal_nudge() TO \"r; DROP TABLE customers; --\";"
         );
-        assert!(lines.next().is_some_and(|line| line.starts_with(
-            "GRANT EXECUTE ON FUNCTION \"s; DROP TABLE customers; --\".slot_self_heal_nudge() TO \
-             \"r; DROP TABLE customers; --\"; -- "
-        )));
-        assert_eq!(lines.next(), None);
     }
 
     #[test]

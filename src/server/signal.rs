@@ -2,7 +2,7 @@
 //!
 //! Between the judgement and the signal a transaction may end, and its session begin another. A
 //! lock held meanwhile keeps that from happening: no transaction that has an xid ends, and no
-//! process leaves, while [`ProcArrayLock`](version::PROC_ARRAY) is held.
+//! process leaves, while `ProcArrayLock` is held.
 
 use std::ffi::CString;
 use std::ptr;
@@ -25,9 +25,7 @@ pub enum Unsent {
 /// Whether the locks that a signal takes are those that this library was made for. Else nothing is
 /// signalled.
 pub fn knows_the_locks() -> bool {
-    [version::PROC_ARRAY, version::REPLICATION_SLOT_CONTROL]
-        .into_iter()
-        .all(|lock| lock.get().is_some())
+    version::locks().is_some()
 }
 
 /// An LWLock in shared mode.
@@ -69,10 +67,10 @@ pub fn end_transaction(xid: Xid, sentence: Sentence) -> Result<(), Unsent> {
     if ending == Ending::Cancel && may_wait_for_sync_standby() {
         return guarded(Guard::CancelMayCutCommit);
     }
-    let Some(lock) = version::PROC_ARRAY.get() else {
+    let Some(locks) = version::locks() else {
         return guarded(Guard::UnknownLocks);
     };
-    let _lock = Shared::acquire(lock);
+    let _lock = Shared::acquire(locks.proc_array);
     // SAFETY: with the lock held the entry, and its xid, stay as they are. The other fields are
     // written by its process without a lock, so they are read once, by value.
     unsafe {
@@ -122,10 +120,10 @@ pub fn cancel_creation(
     let Ok(name) = CString::new(slot.as_str()) else {
         return Err(Unsent::Over);
     };
-    let Some(lock) = version::REPLICATION_SLOT_CONTROL.get() else {
+    let Some(locks) = version::locks() else {
         return Err(Unsent::Guarded(Guard::UnknownLocks));
     };
-    let _lock = Shared::acquire(lock);
+    let _lock = Shared::acquire(locks.replication_slot_control);
     // SAFETY: with the lock held no slot is made or dropped. Fields are read one by one, without a
     // reference to what other processes write.
     let goes_on = unsafe {

@@ -91,34 +91,29 @@ pub fn guc_alloc(size: usize) -> *mut c_void {
     unsafe { pg_sys::guc_malloc(pg_sys::LOG.cast_signed(), size) }
 }
 
-/// A lock of the server's that pgrx does not bind: a macro with the same number in all these majors
+/// Locks of the server's that pgrx does not bind: macros, with the same numbers in all these majors
 /// (`lwlocknames.h`; `lwlocklist.h` from PostgreSQL 17 on).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MainLock {
-    number: u16,
-    name: &'static CStr,
+pub struct Locks {
+    pub proc_array: *mut pg_sys::LWLock,
+    pub replication_slot_control: *mut pg_sys::LWLock,
 }
 
-pub const PROC_ARRAY: MainLock = MainLock {
-    number: 4,
-    name: c"ProcArray",
-};
-pub const REPLICATION_SLOT_CONTROL: MainLock = MainLock {
-    number: 37,
-    name: c"ReplicationSlotControl",
-};
+/// `None` where one of them has another name: this server was built with other locks.
+pub fn locks() -> Option<Locks> {
+    Some(Locks {
+        proc_array: main_lock(4, c"ProcArray")?,
+        replication_slot_control: main_lock(37, c"ReplicationSlotControl")?,
+    })
+}
 
-impl MainLock {
-    /// The lock, if it has that name on this server, which may have been built with other locks.
-    pub fn get(self) -> Option<*mut pg_sys::LWLock> {
-        // SAFETY: made when the server started, with more locks than that. The name of one of the
-        // server's own is a constant.
-        unsafe {
-            let lock = &raw mut (*pg_sys::MainLWLockArray.add(self.number.into())).lock;
-            let tranche = (*lock).tranche;
-            let name = pg_sys::GetLWLockIdentifier(pg_sys::PG_WAIT_LWLOCK, tranche);
-            (tranche == self.number && CStr::from_ptr(name) == self.name).then_some(lock)
-        }
+fn main_lock(number: u16, name: &CStr) -> Option<*mut pg_sys::LWLock> {
+    // SAFETY: made when the server started, with more locks than that. The name of one of the
+    // server's own is a constant.
+    unsafe {
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(number.into())).lock;
+        let tranche = (*lock).tranche;
+        let its_name = pg_sys::GetLWLockIdentifier(pg_sys::PG_WAIT_LWLOCK, tranche);
+        (tranche == number && CStr::from_ptr(its_name) == name).then_some(lock)
     }
 }
 

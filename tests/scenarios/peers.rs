@@ -48,7 +48,11 @@ fn check_peer(cluster: &Cluster, xid: &str) {
     let status = cluster.wait_for_status(SLOT, "the peer", |status| {
         status.blocker_xids() == [xid] && status.detail().contains(PEER)
     });
-    assert_eq!(status.blockers[0].is_creator_peer, Some(true), "{status:#?}");
+    assert_eq!(
+        status.blockers[0].is_creator_peer,
+        Some(true),
+        "{status:#?}"
+    );
     for_a_while();
     check_nobody_was_told(cluster);
 }

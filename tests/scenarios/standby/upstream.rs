@@ -12,6 +12,8 @@ on_majors_with_standby_slots!(
     not_permitted_with_names_to_quote,
     not_preloaded,
     not_preloaded_and_not_permitted,
+    switched_off,
+    switched_off_and_not_permitted,
     refused_by_pg_hba,
     wrong_password,
     nobody_listens,
@@ -166,6 +168,28 @@ fn not_preloaded(major: Major) {
     let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
+}
+
+/// `enabled = off` stops the function there, and not the server's own.
+fn switched_off(major: Major) {
+    let primary = with_extension(Setup::new(major).conf("slot_self_heal.enabled = off"));
+    let pair = Pair::of(
+        primary,
+        Setup::new(major).conf("slot_self_heal.enabled = on"),
+    );
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+}
+
+fn switched_off_and_not_permitted(major: Major) {
+    let primary = with_extension(Setup::new(major).conf("slot_self_heal.enabled = off"));
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let standby = standby_as("replicator", major).conf("slot_self_heal.enabled = on");
+    let pair = Pair::of(primary, standby);
+    let grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_log_standby_snapshot() TO replicator;";
+    mended_by_hint(&pair, "not configured", "postgres", &[grant]);
 }
 
 fn not_preloaded_and_not_permitted(major: Major) {
