@@ -112,7 +112,7 @@ mod slots;
 mod standby;
 mod worker;
 
-use harness::{Cluster, Major, Session, Setup};
+use harness::{Cluster, Major, PATIENCE, Pid, Session, Setup, wait_until};
 
 /// A primary with the extension preloaded and created in database postgres.
 fn primary(major: Major) -> Cluster {
@@ -123,6 +123,16 @@ fn with_extension(setup: Setup) -> Cluster {
     let cluster = setup.start();
     cluster.create_extension();
     cluster
+}
+
+/// A backend was killed: the postmaster ends all others, this worker among them,
+/// and begins anew.
+#[track_caller]
+fn wait_for_recovery(cluster: &Cluster, worker: Pid) {
+    cluster.forget_observer();
+    wait_until("the crashed server to recover", PATIENCE, || {
+        !worker.is_alive() && cluster.login().try_connect().is_ok()
+    });
 }
 
 /// Makes each scan fail: a catalog view of it gets another name. The session can
