@@ -1,5 +1,6 @@
 //! The settings, `slot_self_heal.*`.
 
+use std::cell::RefCell;
 use std::ffi::CString;
 use std::time::Duration;
 
@@ -208,11 +209,24 @@ pub fn policy() -> Policy {
     }
 }
 
+/// Taken apart once for each value, not at each tick.
+///
 /// What is not a list is taken for one name: no role has it, and so nobody is ended until it is
 /// mended. Such a value is refused, unless the server starts with it.
 fn protected_roles() -> Vec<String> {
+    thread_local! {
+        /// The value, and the names in it.
+        static KNOWN: RefCell<(CString, Vec<String>)> = RefCell::default();
+    }
     let list = PROTECTED_ROLES.get().unwrap_or_default();
-    setting::names(&list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
+    KNOWN.with_borrow_mut(|(known, names)| {
+        if *known != list {
+            *names =
+                setting::names(&list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()]);
+            *known = list;
+        }
+        names.clone()
+    })
 }
 
 /// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored

@@ -103,6 +103,7 @@ mod idle;
 mod limits;
 mod log_lines;
 mod many_slots;
+mod memory;
 mod privileges;
 mod record;
 mod same_cluster_subscription;
