@@ -9,12 +9,15 @@
 //! `slot_self_heal_reset()`. Each part has its own lock, held for a copy of memory only. A server
 //! that restarts after a crash begins with an empty ledger.
 
+mod page;
+
 use pgrx::lwlock::PgLwLock;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, pg_shmem_init};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::page::Page;
 use crate::core::history::Finished;
 use crate::core::observation::Pid;
 use crate::core::time::Timestamp;
@@ -24,56 +27,19 @@ use crate::server::report::{self, Notice};
 
 /// Room for some 500 creations with their blockers.
 const WATCH_BYTES: usize = 1 << 20;
-/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included. A page is made on the
-/// stack, so it can't be much larger.
+/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included.
 const FINISHED_BYTES: usize = 1 << 20;
 /// How many finished creations are remembered.
 const FINISHED: usize = 128;
 const TROUBLE_BYTES: usize = 4 << 10;
 
-static WATCH: PgLwLock<Page<WATCH_BYTES>> = named(c"slot_self_heal watch");
-static HISTORY: PgLwLock<Page<FINISHED_BYTES>> = named(c"slot_self_heal finished");
-static TROUBLE: PgLwLock<Page<TROUBLE_BYTES>> = named(c"slot_self_heal trouble");
-static WORKER: PgLwLock<WorkerRecord> = named(c"slot_self_heal worker");
-
+// All of them JSON. Each name is used once, and carries the extension's own.
+static WATCH: Page<WATCH_BYTES> = Page::named(c"slot_self_heal watch");
+static HISTORY: Page<FINISHED_BYTES> = Page::named(c"slot_self_heal finished");
+static TROUBLE: Page<TROUBLE_BYTES> = Page::named(c"slot_self_heal trouble");
+// SAFETY: as above.
 #[allow(unsafe_code)]
-const fn named<T>(name: &'static std::ffi::CStr) -> PgLwLock<T> {
-    // SAFETY: each name is used once, and carries the extension's own.
-    unsafe { PgLwLock::new(name) }
-}
-
-/// A JSON text of at most `N` bytes.
-struct Page<const N: usize> {
-    length: usize,
-    bytes: [u8; N],
-}
-
-// SAFETY: no pointers, and any content is valid.
-#[allow(unsafe_code)]
-unsafe impl<const N: usize> PGRXSharedMemory for Page<N> {}
-
-impl<const N: usize> Default for Page<N> {
-    fn default() -> Self {
-        Self {
-            length: 0,
-            bytes: [0; N],
-        }
-    }
-}
-
-impl<const N: usize> Page<N> {
-    fn text(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-
-    /// Leaves the page as it was when the text is too long.
-    fn set(&mut self, text: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(..text.len()) {
-            room.copy_from_slice(text);
-            self.length = text.len();
-        }
-    }
-}
+static WORKER: PgLwLock<WorkerRecord> = unsafe { PgLwLock::new(c"slot_self_heal worker") };
 
 /// The worker itself, its counters, and when it last did what. Times are 0 when it never did.
 #[derive(Clone, Copy, Default)]
@@ -146,21 +112,13 @@ pub fn require() {
     }
 }
 
-fn read<T: DeserializeOwned, const N: usize>(page: &PgLwLock<Page<N>>) -> Option<T> {
-    // Copied, so that the lock is not held while it is parsed.
-    let text = page.share().text().to_vec();
-    serde_json::from_slice(&text).ok()
+fn read<T: DeserializeOwned, const N: usize>(page: &Page<N>) -> Option<T> {
+    serde_json::from_slice(&page.text()).ok()
 }
 
 /// Whether the content fits; the page stays as it was if it does not.
-fn write<T: Serialize, const N: usize>(page: &PgLwLock<Page<N>>, content: &T) -> bool {
-    match serde_json::to_vec(content) {
-        Ok(text) if text.len() <= N => {
-            page.exclusive().set(&text);
-            true
-        }
-        Ok(_) | Err(_) => false,
-    }
+fn write<T: Serialize, const N: usize>(page: &Page<N>, content: &T) -> bool {
+    serde_json::to_vec(content).is_ok_and(|text| page.set(&text))
 }
 
 /// The creations that go on.
@@ -201,7 +159,7 @@ pub fn remember(ended: Vec<Finished>) {
 /// `slot_self_heal_reset()`
 pub fn reset() {
     WORKER.exclusive().counters = Counters::default();
-    HISTORY.exclusive().set(b"[]");
+    HISTORY.set(b"[]");
 }
 
 pub fn count(add: impl FnOnce(&mut Counters)) {

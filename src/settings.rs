@@ -1,5 +1,6 @@
 //! The settings, `slot_self_heal.*`.
 
+use std::cell::RefCell;
 use std::ffi::{CStr, CString};
 use std::time::Duration;
 
@@ -204,14 +205,30 @@ pub fn policy() -> Policy {
                 BlockerScope::Idle => policy::BlockerScope::Idle,
                 BlockerScope::Any => policy::BlockerScope::Any,
             },
-            protected_roles: protected_roles(&PROTECTED_ROLES.get().unwrap_or_default()),
+            protected_roles: protected_roles(),
         },
     }
 }
 
+/// Taken apart once for each value, not at each tick.
+fn protected_roles() -> Vec<String> {
+    thread_local! {
+        /// The value, and the names in it.
+        static KNOWN: RefCell<(CString, Vec<String>)> = RefCell::default();
+    }
+    let list = PROTECTED_ROLES.get().unwrap_or_default();
+    KNOWN.with_borrow_mut(|(known, names)| {
+        if *known != list {
+            *names = roles_in(&list);
+            *known = list;
+        }
+        names.clone()
+    })
+}
+
 /// What is not a list is taken for one name: no role has it, and so nobody is ended until it is
 /// mended. Such a value is refused, unless the server starts with it.
-fn protected_roles(list: &CStr) -> Vec<String> {
+fn roles_in(list: &CStr) -> Vec<String> {
     setting::names(list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
 }
 
@@ -230,7 +247,7 @@ pub fn blocker_rule_of(upstream: &Introduction) -> BlockerRule {
             "any" => policy::BlockerScope::Any,
             _ => policy::BlockerScope::Idle,
         },
-        protected_roles: protected_roles(&roles),
+        protected_roles: roles_in(&roles),
     }
 }
 

@@ -21,7 +21,8 @@ use crate::{
     major::Major,
     network::Network,
     process::{
-        Pid, Signal, as_server_user, command, command_as_ourselves, exits_within, output_of, spawn,
+        Pid, Signal, as_server_user, command, command_as_ourselves, exits_within, limit_stack,
+        output_of, spawn,
     },
     scratch,
     session::{Login, Row, Session},
@@ -58,6 +59,7 @@ pub struct Setup {
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
+    stack_limit: Option<u64>,
     network: Option<Network>,
 }
 
@@ -78,6 +80,7 @@ impl Setup {
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
+            stack_limit: None,
             network: None,
         }
     }
@@ -132,6 +135,12 @@ impl Setup {
         assert!(library.exists(), "there is no {}", library.display());
         let library = library.to_string_lossy().into_owned();
         self.environment.push(("LD_PRELOAD".to_owned(), library));
+        self
+    }
+
+    /// What `ulimit -s` says where the server is started, in bytes here.
+    pub fn stack_limit(mut self, bytes: u64) -> Setup {
+        self.stack_limit = Some(bytes);
         self
     }
 
@@ -218,6 +227,7 @@ pub struct Cluster {
     major: Major,
     dir: TempDir,
     environment: Vec<(String, String)>,
+    stack_limit: Option<u64>,
     network: Option<Network>,
     port: u16,
     postmaster: Option<Child>,
@@ -256,6 +266,7 @@ impl Cluster {
             major,
             dir,
             environment: setup.environment,
+            stack_limit: setup.stack_limit,
             network: setup.network,
             port: 0,
             postmaster: None,
@@ -294,6 +305,9 @@ impl Cluster {
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(bytes) = self.stack_limit {
+            limit_stack(&mut postgres, bytes);
+        }
         let child = spawn(postgres, Signal::Quit).unwrap_or_else(|e| panic!("postgres: {e}"));
         let pid = child.id().to_string();
         let child = self.postmaster.insert(child);

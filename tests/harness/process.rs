@@ -114,6 +114,15 @@ pub fn as_server_user(mut command: Command) -> Command {
     command
 }
 
+/// As `ulimit -s` does, for this command alone.
+pub fn limit_stack(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    unsafe { command.pre_exec(move || checked(libc::setrlimit(libc::RLIMIT_STACK, &limit))) };
+}
+
 /// What a function of libc returned: -1 for an error.
 pub fn checked(result: libc::c_int) -> io::Result<()> {
     match result {
