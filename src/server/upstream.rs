@@ -27,11 +27,8 @@ const LIMIT_FOR_ANOTHER: Duration = Duration::from_secs(4);
 /// After the first failure; it doubles with each.
 const FIRST_REST: Duration = Duration::from_millis(250);
 
-/// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
-/// send what it can't convert. No object that a user made there is ever found by name. And what we
-/// no longer wait for should not go on for long.
-const SESSION_SETTINGS: &str = "SET client_encoding = 'SQL_ASCII'; \
-     SET search_path = pg_catalog, pg_temp; SET statement_timeout = '10s'";
+/// What is set in our session there, all in one message.
+const SESSION_SETTINGS: &str = include_str!("../../sql/upstream_session.sql");
 const INTRODUCTION: &str = include_str!("../../sql/upstream.sql");
 const REMOTE_SLOTS: &str = include_str!("../../sql/remote_slots.sql");
 /// The oldest transactions, and the queries of the oldest of those: a creation waits for the oldest
