@@ -60,6 +60,7 @@ macro_rules! tests_of {
 mod abandoned;
 mod all_limits;
 mod at_risk;
+mod backtraces;
 mod blocker_action;
 mod blockers;
 mod contract;
