@@ -550,6 +550,19 @@ impl Problem {
         }
     }
 
+    /// What it answered is of no use; what it is.
+    pub fn unusable(what: &str) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!(
+                "the upstream did not answer as a PostgreSQL server would: it sent {what}"
+            ),
+            hint: "-- on this standby: does primary_conninfo, or slot_self_heal.primary_conninfo, \
+                   lead straight to the primary?"
+                .into(),
+        }
+    }
+
     /// The upstream answered with an error.
     pub fn refused(message: &str) -> Self {
         Self {

@@ -5,6 +5,7 @@
 //! each is a [`Problem`] with its remedy, and tries come less and less often until one succeeds.
 
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -30,14 +31,28 @@ const LIMIT_FOR_ANOTHER: Duration = Duration::from_secs(4);
 /// After the first failure; it doubles with each.
 const FIRST_REST: Duration = Duration::from_millis(250);
 
-/// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
-/// send what it can't convert. No object that a user made there is ever found by name. And what we
-/// no longer wait for should not go on for long.
-const SESSION_SETTINGS: &str = "SET client_encoding = 'SQL_ASCII'; \
-     SET search_path = pg_catalog, pg_temp; SET statement_timeout = '10s'";
+/// What is set in our session there, all in one message.
+const SESSION_SETTINGS: &str = include_str!("../../sql/upstream_session.sql");
 const INTRODUCTION: &str = include_str!("../../sql/upstream.sql");
-const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const REMOTE_SLOTS: &str = include_str!("../../sql/remote_slots.sql");
+/// The oldest transactions, and the queries of the oldest of those: a creation waits for the oldest
+/// longest, and the answer must not be longer than libpq may keep ([`Failure::TooMuch`]), however
+/// large the other server's `track_activity_query_size`. A query is not cut there: it may be in
+/// another encoding than the database, in which functions on text fail.
+static TRANSACTIONS: LazyLock<String> = LazyLock::new(|| {
+    let all = include_str!("../../sql/transactions.sql").replace(
+        QUERY,
+        "CASE WHEN pg_catalog.sum(pg_catalog.octet_length(t.query)) \
+                       OVER (ORDER BY pg_catalog.age(t.xid) DESC) OPERATOR(pg_catalog.<) 4194304 \
+              THEN t.query END AS query",
+    );
+    format!("SELECT t.* FROM ({all}) AS t ORDER BY pg_catalog.age(t.xid) DESC LIMIT 1000")
+});
+/// The column as it stands in that file.
+const QUERY: &str = "t.query";
+
+/// See [`Failure::TooMuch`].
+const TOO_MUCH: &str = "much more than was asked for";
 
 /// What the upstream is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -253,7 +268,7 @@ impl Upstream {
         let is_open = self
             .session
             .as_ref()
-            .is_some_and(|session| session.target == *target);
+            .is_some_and(|session| session.target == *target && !session.connection.has_grown());
         if is_open
             && let Ok(introduction) = self.query(INTRODUCTION, |row| row.into_introduction(), call)
         {
@@ -269,7 +284,7 @@ impl Upstream {
         let (transactions, running) = if introduction.in_recovery {
             (Vec::new(), None)
         } else {
-            let transactions = self.query(TRANSACTIONS, |row| row.into_transaction(), call)?;
+            let transactions = self.query(&TRANSACTIONS, |row| row.into_transaction(), call)?;
             let (transactions, running) = by_age(transactions, introduction.next_xid);
             (transactions, Some(running))
         };
@@ -370,6 +385,14 @@ impl Upstream {
                 message,
             } => message,
             Failure::Refused { message, .. } => return Problem::refused(&message),
+            Failure::Unexpected(what) => {
+                self.session = None;
+                return Problem::unusable(what);
+            }
+            Failure::TooMuch => {
+                self.session = None;
+                return Problem::unusable(TOO_MUCH);
+            }
         };
         match self.session.take() {
             Some(session) => Problem::unreachable(&message, &session.login),
@@ -399,6 +422,8 @@ impl Session {
                 Err(Failure::Lost(message) | Failure::Refused { message, .. }) => {
                     problem = Problem::unreachable(&message, &route.login);
                 }
+                Err(Failure::Unexpected(what)) => problem = Problem::unusable(what),
+                Err(Failure::TooMuch) => problem = Problem::unusable(TOO_MUCH),
             }
         }
         Err(problem)
@@ -446,4 +471,16 @@ fn first<T>(rows: Vec<T>) -> Result<T, Problem> {
 fn system_identifier() -> String {
     // SAFETY: reads the control file's copy in shared memory, which does not change.
     unsafe { pg_sys::GetSystemIdentifier() }.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queries_of_transactions_are_bounded() {
+        let file = include_str!("../../sql/transactions.sql");
+        assert_eq!(file.matches(QUERY).count(), 1);
+        assert!(TRANSACTIONS.contains("THEN t.query END AS query\n"));
+    }
 }

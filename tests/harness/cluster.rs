@@ -125,17 +125,21 @@ impl Setup {
         self
     }
 
+    /// A variable in the environment that the server is started in.
+    pub fn environment(mut self, name: &str, value: &str) -> Setup {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The server's processes look the name `slow.invalid` up for a minute; see
     /// `fixtures/slow_lookup.c`.
     #[track_caller]
-    pub fn slow_name_lookup(mut self) -> Setup {
+    pub fn slow_name_lookup(self) -> Setup {
         let mut pg_config = command(&self.major.program("pg_config"));
         pg_config.arg("--pkglibdir");
         let library = PathBuf::from(output_of(pg_config).trim()).join("slow_lookup.so");
         assert!(library.exists(), "there is no {}", library.display());
-        let library = library.to_string_lossy().into_owned();
-        self.environment.push(("LD_PRELOAD".to_owned(), library));
-        self
+        self.environment("LD_PRELOAD", &library.to_string_lossy())
     }
 
     /// What `ulimit -s` says where the server is started, in bytes here.

@@ -97,6 +97,7 @@ macro_rules! scenarios {
 mod abandoned;
 mod all_limits;
 mod at_risk;
+mod backtraces;
 mod blocker_action;
 mod blockers;
 mod contract;

@@ -23,6 +23,7 @@ on_majors_with_standby_slots!(
     mended_while_a_transaction_is_in_the_way,
     connection_terminated,
     functions_of_our_names,
+    role_with_settings_of_its_own,
 );
 
 /// A GRANT on the primary leaves dead rows in its catalogs. Once these are
@@ -380,4 +381,42 @@ fn functions_of_our_names(major: Major) {
     let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
+}
+
+/// What ALTER ROLE sets for the role's sessions is not for ours.
+fn role_with_settings_of_its_own(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let mut settings = vec![
+        "idle_session_timeout = '100ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = serializable",
+        "default_transaction_deferrable = on",
+        "search_path = nowhere",
+        "client_encoding = 'LATIN1'",
+        "quote_all_identifiers = on",
+    ];
+    if primary.number("SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'") > 0 {
+        settings.push("transaction_timeout = '2s'");
+    }
+    for setting in settings {
+        primary.run(&format!("ALTER ROLE replicator SET {setting}"));
+    }
+    let pair = Pair::of(primary, standby_as("replicator", major));
+    let blocking = pair.start_blocker_that_wrote();
+    let mut creation = pair.create(Creator::Walsender);
+    pair.standby.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    for_a_while();
+    blocking.commit();
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+    assert_eq!(pair.standby.worker().last_error, None);
+    // each session was ended by us
+    let ended = ["idle-session timeout", "transaction timeout"];
+    assert!(ended.iter().all(|why| pair.primary.count_in_log(why) == 0));
 }
