@@ -557,9 +557,10 @@ impl Problem {
             message: format!(
                 "the upstream did not answer as a PostgreSQL server would: it sent {what}"
             ),
-            hint: "-- on this standby: does primary_conninfo, or slot_self_heal.primary_conninfo, \
-                   lead straight to the primary?"
-                .into(),
+            hint: Hint::say(comment!(
+                "on this standby: does primary_conninfo, or slot_self_heal.primary_conninfo, lead \
+                 straight to the primary?"
+            )),
         }
     }
 
