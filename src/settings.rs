@@ -148,7 +148,7 @@ fn init_limits() {
     );
     GucRegistry::define_int_guc(
         c"slot_self_heal.blocker_grace",
-        c"Sets how long a transaction must have blocked the creation of a slot before blocker_action.",
+        c"Sets how long a transaction must have blocked creations of slots, in all, before blocker_action.",
         c"",
         &BLOCKER_GRACE,
         0,
