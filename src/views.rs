@@ -1,5 +1,6 @@
 //! The functions under the views, and those that act. `sql/slot_self_heal--*.sql` declares them.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use pgrx::JsonB;
@@ -8,9 +9,10 @@ use pgrx::prelude::*;
 use serde_json::Value;
 
 use crate::core::advice;
+use crate::core::blocker::Blocker;
 use crate::core::guard::{Answer, Ending, Guard};
 use crate::core::history::Finished;
-use crate::core::observation::Role;
+use crate::core::observation::{Role, Transaction};
 use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Upstream;
@@ -326,7 +328,9 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     let now = server::now();
     let watch = ledger::watch();
     let creators = watch.blocked_by(xid).map(|episode| &episode.creator);
-    let verdict = case.judge(watch.blocker(xid), blocked_for, creators, &rule, now);
+    let followed = followed(&case.transaction, now);
+    let remembered = watch.blocker(xid).unwrap_or(&followed);
+    let verdict = case.judge(remembered, blocked_for, creators, &rule, now);
     let ended = verdict.map_err(Unsent::Guarded).and_then(|sentence| {
         signal::end_transaction(xid, sentence)?;
         Ok(sentence.ending)
@@ -341,6 +345,26 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
         ));
     }
     Ok(ended)
+}
+
+/// What this session knows of a transaction that it has asked about before: a standby asks again and
+/// again. One look does not tell whether a client is silent.
+fn followed(transaction: &Transaction, now: Timestamp) -> Blocker {
+    const MOST: usize = 100;
+    thread_local! {
+        static ASKED: RefCell<Vec<Blocker>> = const { RefCell::new(Vec::new()) };
+    }
+    ASKED.with_borrow_mut(|asked| {
+        let known = asked.iter().position(|blocker| blocker.is_of(transaction));
+        let mut blocker = match known {
+            Some(index) => asked.swap_remove(index),
+            None => Blocker::new(transaction.clone(), now),
+        };
+        blocker.observe(transaction.clone(), false, now);
+        asked.truncate(MOST - 1);
+        asked.push(blocker.clone());
+        blocker
+    })
 }
 
 /// Sets the counters to zero and forgets finished creations.

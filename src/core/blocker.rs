@@ -74,6 +74,9 @@ impl Blocker {
     /// it is not known who holds it, as on a standby that has not asked yet, nothing speaks against
     /// it.
     pub fn is_of(&self, transaction: &Transaction) -> bool {
+        if self.xid() != transaction.xid {
+            return false;
+        }
         let known = |transaction: &Transaction| {
             let holder = &transaction.holder;
             (*holder != Holder::Unknown).then(|| (holder.clone(), transaction.started))
@@ -118,7 +121,8 @@ impl Blocker {
     /// Since when its client is known to have sent nothing, be it within a statement, as a COPY FROM
     /// STDIN: if a later look shows nothing new.
     pub fn quiet_since(&self, later: &Transaction) -> Option<Timestamp> {
-        let quiet = self.quiet.filter(|quiet| quiet.is_of(later))?;
+        let goes_on = |quiet: &Quiet| self.is_of(later) && quiet.is_of(later);
+        let quiet = self.quiet.filter(goes_on)?;
         later.waits_for_client.then_some(quiet.since)
     }
 

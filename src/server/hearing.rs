@@ -33,25 +33,24 @@ pub fn standing_of(xids: &[Xid], protected_roles: &[String]) -> String {
 }
 
 impl Case {
-    /// `remembered`: what the worker knows of it, if it has seen it hold up a creation here.
+    /// `remembered`: what was seen of it before.
     pub fn judge<'a>(
         &self,
-        remembered: Option<&Blocker>,
+        remembered: &Blocker,
         blocked_for: Duration,
         creators: impl Iterator<Item = &'a CreatorIdentity>,
         rule: &BlockerRule,
         now: Timestamp,
     ) -> Result<Sentence, Guard> {
         let mut transaction = self.transaction.clone();
-        let remembered = remembered.filter(|blocker| blocker.is_of(&transaction));
-        if let Some(blocker) = remembered {
-            transaction.client_process = blocker.transaction.client_process;
+        if remembered.is_of(&transaction) {
+            transaction.client_process = remembered.transaction.client_process;
         }
         let evidence = Evidence {
             transaction: &transaction,
             standing: self.standing.as_ref(),
             blocked_for,
-            quiet_since: remembered.and_then(|blocker| blocker.quiet_since(&transaction)),
+            quiet_since: remembered.quiet_since(&transaction),
         };
         guard::judge(evidence, creators, rule, now)
     }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::{Worker, longest_rest};
 use crate::core::advice;
-use crate::core::blocker::Blocker;
 use crate::core::decision::DueBlockers;
 use crate::core::guard::{self, Answer, Ending, Guard, Sentence, Standing, Verdict};
 use crate::core::hint::Hint;
@@ -61,7 +60,7 @@ impl Worker {
         let now = server::now();
         let mut judged: HashMap<Xid, Result<Sentence, Guard>> = cases
             .iter()
-            .map(|case| (case.transaction.xid, self.judge(case, rule, now)))
+            .filter_map(|case| Some((case.transaction.xid, self.judge(case, rule, now)?)))
             .collect();
         guard::spare_in_vain(&blockers.fronts, &mut judged);
         for xid in &blockers.due {
@@ -82,16 +81,22 @@ impl Worker {
         Ok(())
     }
 
-    fn judge(&self, case: &Case, rule: &BlockerRule, now: Timestamp) -> Result<Sentence, Guard> {
+    fn judge(
+        &self,
+        case: &Case,
+        rule: &BlockerRule,
+        now: Timestamp,
+    ) -> Option<Result<Sentence, Guard>> {
         let xid = case.transaction.xid;
-        let blocker = self.watch.blocker(xid);
+        let blocker = self.watch.blocker(xid)?;
         let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
-        let has_stayed = blocker.is_some_and(|blocker| blocker.was_told_all(rule));
-        let blocked_for = blocker.map_or(Duration::ZERO, Blocker::blocked_for);
-        match case.judge(blocker, blocked_for, creators, rule, now) {
-            Ok(sentence) if has_stayed && sentence.ending == Ending::Cancel => Err(Guard::Stayed),
+        let verdict = case.judge(blocker, blocker.blocked_for(), creators, rule, now);
+        Some(match verdict {
+            Ok(sentence) if sentence.ending == Ending::Cancel && blocker.was_told_all(rule) => {
+                Err(Guard::Stayed)
+            }
             verdict => verdict,
-        }
+        })
     }
 
     /// Whether it is still to be seen whose clients they are: a creator's own is spared.

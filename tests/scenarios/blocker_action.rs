@@ -10,7 +10,7 @@ use harness::{
     for_a_while, psql, wait_for, wait_until,
 };
 
-use crate::{Major, primary, with_extension};
+use crate::{Major, primary, with_extension, worker::renew_worker};
 
 const SLOT: &str = "cdc_slot";
 
@@ -24,6 +24,7 @@ on_every_major!(
     changed_while_a_creation_waits,
     commits_just_then,
     grace_across_tries,
+    grace_across_workers,
     no_cancel_beside_a_synchronous_standby,
     silent_copy,
     copy_that_goes_on,
@@ -402,6 +403,35 @@ fn grace_across_tries(major: Major) {
     assert!(said.contains("for 5 s"), "{said}");
 }
 
+/// What is known of a blocker survives the worker that knew it.
+fn grace_across_workers(major: Major) {
+    let cluster = acting_primary("terminate", "6s", "idle", Setup::new(major));
+    let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let waits_for = |seconds: u32| {
+        cluster.wait_until_sql(
+            "a creation that has waited for some time",
+            &format!(
+                "EXISTS (SELECT FROM slot_self_heal_status \
+                 WHERE state_since < now() - interval '{seconds} s')"
+            ),
+        );
+    };
+    let creation = Creator::SqlFunction.start(&cluster, SLOT);
+    waits_for(4);
+    drop(creation);
+    cluster.wait_until_sql("its end", "NOT EXISTS (SELECT FROM pg_replication_slots)");
+    renew_worker(&cluster);
+    let mut creation = Creator::SqlFunction.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    check_terminated(&cluster, &mut blocking);
+    cluster.wait_until_sql(
+        "a second try that took less than its grace",
+        "EXISTS (SELECT FROM slot_self_heal_history \
+         WHERE outcome = 'ready' AND ended_at - started_at < interval '5 s')",
+    );
+}
+
 /// Where the commit record takes its time to the disk, a session commits at the
 /// end of its grace and goes on. Whoever has committed works on unharmed.
 fn commit_on_its_way(action: &str, major: Major) {
@@ -467,7 +497,7 @@ fn no_cancel_beside_a_synchronous_standby(major: Major) {
 
 /// A psql of the role's in the middle of a COPY FROM STDIN, and its xid.
 #[track_caller]
-fn start_copy(cluster: &Cluster) -> (Process, String) {
+pub(crate) fn start_copy(cluster: &Cluster) -> (Process, String) {
     cluster.run("CREATE TABLE copied (filler text)");
     cluster.run("GRANT INSERT ON copied TO app");
     let mut psql = psql(cluster, &app(cluster).conninfo());

@@ -1,12 +1,15 @@
 //! A creation on a standby waits for transactions of the primary. The primary
 //! ends them for it, by its own rules, if both allow that.
 
-use harness::{Blocker, Blocking, Cluster, Creation, Creator, Login, Session, Setup, for_a_while};
+use harness::{
+    Blocker, Blocking, Cluster, Creation, Creator, Login, PATIENCE, Session, Setup, for_a_while,
+    wait_for,
+};
 
 use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
-    blocker_action::{TERMINATED, app, cancelling, check_nobody_was_told, sparing},
+    blocker_action::{TERMINATED, app, cancelling, check_nobody_was_told, sparing, start_copy},
     with_extension,
 };
 
@@ -32,6 +35,8 @@ on_majors_with_standby_slots!(
     function_on_a_standby,
     function_while_disabled,
     one_that_the_primary_spares_spares_the_others,
+    silent_copy_there,
+    grace_across_tries,
 );
 
 /// A role for standbys that may have records written and sees every session.
@@ -520,4 +525,36 @@ fn one_that_the_primary_spares_spares_the_others(major: Major) {
         .run(&format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")));
     is_ended(&pair, &mut other);
     pair.finish(&mut creation);
+}
+
+/// The primary hears of it from the standby, and goes by what it sees itself:
+/// that takes it more than one look.
+fn silent_copy_there(major: Major) {
+    let pair = merciless_pair(&["slot_self_heal.blocker_scope = 'idle'"], major);
+    let (_psql, xid) = start_copy(&pair.primary);
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    let ended = format!("terminating the session of transaction {xid}, ");
+    assert_eq!(pair.primary.count_in_log(&ended), 1);
+}
+
+/// As on a primary, for a client that gives up and begins again.
+fn grace_across_tries(major: Major) {
+    let pair = merciless_pair(&[], major);
+    pair.standby.set("slot_self_heal.blocker_grace", "'5s'");
+    let mut blocking = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
+    let mut client = pair.standby.login().application("cdc").connect();
+    client.run("SET statement_timeout = '2s'");
+    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
+    let mut tries = 0;
+    wait_for("a try that succeeds", PATIENCE, || {
+        tries += 1;
+        client.try_run(&create).map_err(|error| {
+            assert_eq!(error.code, "57014", "{error}");
+            format!("try {tries}: {error}")
+        })
+    });
+    assert!(tries >= 2, "5 s do not fit into one try");
+    is_ended(&pair, &mut blocking);
 }
