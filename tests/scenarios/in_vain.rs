@@ -52,23 +52,25 @@ fn who_began_after_the_creation(major: Major) {
     }
 }
 
-/// What it does for one creation is not in vain because another waits on.
+/// Its end lets one creation go on, though another has to wait for somebody who
+/// is never ended.
 fn who_blocks_another_creation_as_well(major: Major) {
     let cluster = acting_primary("terminate", "2s", "idle", Setup::new(major));
     let mut blocking = begin(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, "first_slot");
+    cluster.wait_for_state("first_slot", "waiting_for_transactions");
     let guarded = Blocker::IdleInTransaction.start(&cluster);
-    let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_for_log(&format!(
-        "{}transaction {} would have to end first",
-        sparing(&blocking),
-        guarded.xid
-    ));
-    for_a_while();
-    check_nobody_was_told(&cluster);
-    guarded.commit();
+    let mut other = Creator::Walsender.start(&cluster, "second_slot");
+    cluster.wait_for_status("second_slot", "both", |status| status.blockers.len() == 2);
     check_terminated(&cluster, &mut blocking);
-    cluster.wait_for_state(SLOT, "ready");
-    creation.finish().unwrap();
+    cluster.wait_for_status("second_slot", "the other", |status| {
+        status.blocker_xids() == [guarded.xid.as_str()]
+    });
+    guarded.commit();
+    for (creation, slot) in [(&mut creation, "first_slot"), (&mut other, "second_slot")] {
+        cluster.wait_for_state(slot, "ready");
+        creation.finish().unwrap();
+    }
 }
 
 /// One that still has its grace will be ended as well.
