@@ -378,21 +378,29 @@ fn sleep_until(time: SystemTime) {
     }
 }
 
+/// A client whose tries end with this SQLSTATE, until one succeeds; how many it
+/// took.
+#[track_caller]
+pub(crate) fn create_again_and_again(client: &mut Session, code: &str) -> usize {
+    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
+    let mut tries = 0;
+    wait_for("a try that succeeds", PATIENCE, || {
+        tries += 1;
+        client.try_run(&create).map_err(|error| {
+            assert_eq!(error.code, code, "{error}");
+            format!("try {tries}: {error}")
+        })
+    });
+    tries
+}
+
 /// A client that gives up long before the grace is over, and tries again.
 fn grace_across_tries(major: Major) {
     let cluster = acting_primary("terminate", "5s", "idle", Setup::new(major));
     let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
     let mut client = cluster.login().application("cdc").connect();
     client.run("SET lock_timeout = '1s'");
-    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
-    let mut tries = 0;
-    wait_for("a try that succeeds", PATIENCE, || {
-        tries += 1;
-        client.try_run(&create).map_err(|error| {
-            assert_eq!(error.code, "55P03", "{error}");
-            format!("try {tries}: {error}")
-        })
-    });
+    let tries = create_again_and_again(&mut client, "55P03");
     assert!(tries >= 4, "{tries} tries of a second at the most");
     check_terminated(&cluster, &mut blocking);
     let lines = cluster.worker_log();

@@ -97,7 +97,7 @@ impl Spared {
     /// The operator ends what is guarded; now the other one is ended, too, and
     /// the slot is made.
     #[track_caller]
-    fn is_over(self, cluster: &Cluster, guarded: &Blocking) {
+    fn end_guarded(self, cluster: &Cluster, guarded: &Blocking) {
         match (guarded.pid, &guarded.gid) {
             (Some(pid), _) => cluster.run(&format!("SELECT pg_terminate_backend({pid})")),
             (None, Some(gid)) => {
@@ -121,7 +121,7 @@ fn superuser(major: Major) {
     let cluster = merciless(Setup::new(major));
     let guarded = Blocker::IdleInTransaction.start(&cluster);
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Whose it is says the role that it was opened as.
@@ -130,7 +130,7 @@ fn superuser_in_another_role(major: Major) {
     let mut guarded = Blocker::IdleInTransaction.start(&cluster);
     guarded.session().run("SET SESSION AUTHORIZATION app");
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Postgres drops a role whose sessions live on; what it was nobody knows.
@@ -140,7 +140,7 @@ fn role_that_was_dropped(major: Major) {
     let guarded = Blocker::IdleInTransaction.start_as(&cluster, &login(&cluster, "contractor"));
     cluster.run("DROP ROLE contractor");
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn login(cluster: &Cluster, role: &str) -> Login {
@@ -153,14 +153,14 @@ fn walsender(major: Major) {
     cluster.run("CREATE ROLE replicator LOGIN REPLICATION");
     let guarded = Blocker::Walsender.start_as(&cluster, &login(&cluster, "replicator"));
     let creation = spared(&cluster, &guarded, "it is a replication session");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn prepared_transaction(major: Major) {
     let cluster = merciless(Setup::new(major));
     let guarded = Blocker::Prepared.start_as(&cluster, &app(&cluster));
     let creation = spared(&cluster, &guarded, "it is a prepared transaction");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// One that works on behalf of an ordinary role.
@@ -169,7 +169,7 @@ fn background_worker(major: Major) {
     let guarded = Blocker::BackgroundWorker.start_as(&cluster, &app(&cluster));
     let reason = "it is no client's session, but a background_creator";
     let creation = spared(&cluster, &guarded, reason);
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// `role` is protected, or `grant` makes it a member of such a one.
@@ -322,7 +322,7 @@ fn without_track_activities(major: Major) {
     let guarded = Blocker::IdleInTransaction.start_as(&cluster, &login(&cluster, "app_2"));
     let reason = "what it does is not known; is track_activities off?";
     let creation = spared(&cluster, &guarded, reason);
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Each has its own, whatever its session has done before.
@@ -392,7 +392,7 @@ fn idle_scope_and_autovacuum(major: Major) {
     let reason = "it is an autovacuum, and slot_self_heal.blocker_scope is idle";
     let creation = spared(&cluster, &guarded, reason);
     cluster.set("autovacuum", "off");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn wraparound(major: Major) {
@@ -401,5 +401,5 @@ fn wraparound(major: Major) {
     let reason = "it is an autovacuum to prevent wraparound";
     let creation = spared(&cluster, &guarded, reason);
     cluster.set("autovacuum", "off");
-    creation.is_over(&cluster, &guarded);
+    creation.end_guarded(&cluster, &guarded);
 }

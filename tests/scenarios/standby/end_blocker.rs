@@ -1,15 +1,15 @@
 //! A creation on a standby waits for transactions of the primary. The primary
 //! ends them for it, by its own rules, if both allow that.
 
-use harness::{
-    Blocker, Blocking, Cluster, Creation, Creator, Login, PATIENCE, Session, Setup, for_a_while,
-    wait_for,
-};
+use harness::{Blocker, Blocking, Cluster, Creation, Creator, Login, Session, Setup, for_a_while};
 
 use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
-    blocker_action::{TERMINATED, app, cancelling, check_nobody_was_told, sparing, start_copy},
+    blocker_action::{
+        TERMINATED, app, cancelling, check_nobody_was_told, create_again_and_again, sparing,
+        start_copy,
+    },
     with_extension,
 };
 
@@ -546,15 +546,7 @@ fn grace_across_tries(major: Major) {
     let mut blocking = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
     let mut client = pair.standby.login().application("cdc").connect();
     client.run("SET statement_timeout = '2s'");
-    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
-    let mut tries = 0;
-    wait_for("a try that succeeds", PATIENCE, || {
-        tries += 1;
-        client.try_run(&create).map_err(|error| {
-            assert_eq!(error.code, "57014", "{error}");
-            format!("try {tries}: {error}")
-        })
-    });
+    let tries = create_again_and_again(&mut client, "57014");
     assert!(tries >= 2, "5 s do not fit into one try");
     is_ended(&pair, &mut blocking);
 }
