@@ -181,6 +181,8 @@ fn switched_off(major: Major) {
     let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
+    // The former was not even tried.
+    assert_eq!(pair.primary.count_in_log("enabled is off"), 0);
 }
 
 fn switched_off_and_not_permitted(major: Major) {
@@ -190,7 +192,8 @@ fn switched_off_and_not_permitted(major: Major) {
     let standby = standby_as("replicator", major).conf("slot_self_heal.enabled = on");
     let pair = Pair::of(primary, standby);
     let grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_log_standby_snapshot() TO replicator;";
-    mended_by_hint(&pair, "not configured", "postgres", &[grant]);
+    let words = [grant, "the server's own function"];
+    mended_by_hint(&pair, "not configured", "postgres", &words);
 }
 
 fn not_preloaded_and_not_permitted(major: Major) {
