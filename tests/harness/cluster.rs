@@ -477,7 +477,16 @@ impl Cluster {
     #[track_caller]
     pub fn set(&self, name: &str, value: &str) {
         self.run(&format!("ALTER SYSTEM SET {name} = {value}"));
+        self.reload();
+    }
+
+    /// Waits until it has reached a session: the worker was told as well by then,
+    /// and reads the files before its next tick.
+    #[track_caller]
+    pub fn reload(&self) {
+        let loaded = self.value("SELECT pg_conf_load_time()");
         self.run("SELECT pg_reload_conf()");
+        self.wait_until_sql("the reload", &format!("pg_conf_load_time() > '{loaded}'"));
     }
 
     /// A line for postgresql.auto.conf, where it overrides the others of its
@@ -495,9 +504,7 @@ impl Cluster {
             .unwrap_or_else(|e| panic!("could not write {}: {e}", path.display()));
         // The postmaster tells its children to reload and then reads the file,
         // before it takes another connection (`process_pm_reload_request`).
-        let loaded = self.value("SELECT pg_conf_load_time()");
-        self.run("SELECT pg_reload_conf()");
-        self.wait_until_sql("the reload", &format!("pg_conf_load_time() > '{loaded}'"));
+        self.reload();
     }
 
     /// Stops the server; whether it ended before the deadline.

@@ -296,10 +296,6 @@ fn changed_while_a_creation_waits(major: Major) {
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
     cluster.wait_for_state(SLOT, "waiting_for_transactions");
     cluster.set("slot_self_heal.blocker_action", "'terminate'");
-    cluster.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.blocker_action') = 'terminate'",
-    );
     for_a_while();
     assert!(blocking.goes_on(&cluster), "within its grace");
     assert_eq!(cluster.count_in_log(&sparing(&blocking)), 0);

@@ -440,10 +440,6 @@ fn function_goes_by_what_has_run(major: Major) {
     assert_eq!(ask(&mut session, &blocking.xid, "'2h'"), refused);
     assert_eq!(ask(&mut session, &blocking.xid, "'-2h'"), refused);
     primary.set("slot_self_heal.blocker_grace", "'100ms'");
-    primary.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.blocker_grace') = '100ms'",
-    );
     for_a_while();
     assert_eq!(ask(&mut session, &blocking.xid, "'0'"), refused);
     let ended = vec![vec![Some("terminate".to_owned()), None]];
