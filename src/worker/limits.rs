@@ -65,7 +65,7 @@ impl Worker {
     pub(super) fn ask_to_end_blockers(&mut self, xids: &[Xid]) {
         let database = settings::database();
         let database = database.to_string_lossy();
-        if self.upstream.rests(&database) {
+        if self.upstream_rests(&database) {
             return;
         }
         let now = server::now();
