@@ -52,6 +52,8 @@ struct WorkerRecord {
     connecting: bool,
     /// When it last failed to connect.
     connect_failed_at: i64,
+    /// When the upstream last did what a session asked for.
+    upstream_answered_at: i64,
 }
 
 // SAFETY: plain numbers, any of which is valid.
@@ -198,6 +200,15 @@ pub fn connect_failed(now: Timestamp) {
 /// When the last worker failed to connect, if it did.
 pub fn connect_failed_at() -> Option<Timestamp> {
     timestamp(WORKER.share().connect_failed_at)
+}
+
+/// The upstream did what a session asked for.
+pub fn upstream_answered(now: Timestamp) {
+    WORKER.exclusive().upstream_answered_at = now.get();
+}
+
+pub fn upstream_answered_at() -> Option<Timestamp> {
+    timestamp(WORKER.share().upstream_answered_at)
 }
 
 pub fn note_trouble(trouble: &Trouble) {

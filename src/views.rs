@@ -281,6 +281,7 @@ fn slot_self_heal_nudge() -> PgLsn {
     let end = match server::role() {
         Role::Primary => record::write().map_err(Notice::from),
         Role::Standby => upstream::pass_on(&settings::database().to_string_lossy())
+            .inspect(|_| ledger::upstream_answered(server::now()))
             .map_err(|problem| narrate::upstream_error(&problem)),
     };
     match end {

@@ -481,6 +481,16 @@ impl Problem {
         }
     }
 
+    /// Says so of one that is tried again after long pauses only.
+    pub fn tried_again_within(mut self, longest: Duration) -> Self {
+        self.hint = self.hint.then(Hint::say(comment!(
+            "once that is mended, the next try comes within {}, or at once after this, on this \
+             standby: SELECT pg_reload_conf();",
+            in_words(longest)
+        )));
+        self
+    }
+
     pub fn timed_out(limit: Duration) -> Self {
         Self {
             kind: Kind::Unreachable,

@@ -223,6 +223,8 @@ impl Connection {
             raw: NonNull::new(raw).ok_or(Failure::Lost("out of memory".into()))?,
             memory: intake.memory,
         };
+        // Whom it connects to, with which the message of a failure begins.
+        let to_whom = connection.message();
         // SAFETY: a connection that is just being made.
         unsafe {
             if (libpq.PQstatus)(raw) == CONNECTION_BAD {
@@ -233,7 +235,8 @@ impl Connection {
             // With its SQLSTATE in the text, the only place where that of a refusal is told.
             (libpq.PQsetErrorVerbosity)(raw, PQERRORS_VERBOSE);
             // Else libpq waits, deaf to interrupts, for one who does not read what it is sent
-            // (`pqSendSome`, `fe-misc.c`), in the authentication exchange, too.
+            // (`pqSendSome`, `fe-misc.c`), in the authentication exchange, too. This forgets the
+            // message.
             if (libpq.PQsetnonblocking)(raw, 1) != 0 {
                 return Err(connection.lost());
             }
@@ -247,7 +250,7 @@ impl Connection {
             // SAFETY: as above.
             match unsafe { (libpq.PQconnectPoll)(raw) } {
                 PGRES_POLLING_OK => break,
-                PGRES_POLLING_FAILED => return Err(connection.refused()),
+                PGRES_POLLING_FAILED => return Err(connection.not_made(to_whom)),
                 PGRES_POLLING_READING => events = pg_sys::WL_SOCKET_READABLE,
                 _ => events = pg_sys::WL_SOCKET_WRITEABLE,
             }
@@ -415,8 +418,8 @@ impl Connection {
     }
 
     /// Why the connection was not made: an error of the other server has its SQLSTATE in the text.
-    fn refused(&self) -> Failure {
-        let message = self.message();
+    fn not_made(&self, to_whom: String) -> Failure {
+        let message = to_whom + &self.message();
         match split_sqlstate(&message) {
             Some((code, message)) => Failure::Refused { code, message },
             None => Failure::Lost(message),

@@ -10,6 +10,7 @@ use pgrx::{check_for_interrupts, pg_sys};
 pub use super::version::wait_event;
 use super::{setting, version};
 use crate::core::observation::Pid;
+use crate::core::time::Timestamp;
 
 static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 
@@ -137,6 +138,12 @@ pub fn memory() -> usize {
     // SAFETY: asks for a constant.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     pages.unwrap_or(0) * usize::try_from(page).unwrap_or(0)
+}
+
+/// When this process last loaded the configuration, as `pg_conf_load_time()` says.
+pub fn configured_at() -> Timestamp {
+    // SAFETY: written by this process alone, when it reloads.
+    Timestamp::new(unsafe { pg_sys::PgReloadTime })
 }
 
 /// Shows in `pg_stat_activity` whether the worker works.

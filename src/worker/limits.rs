@@ -119,7 +119,7 @@ impl Worker {
     pub(super) fn ask_to_end_blockers(&mut self, blockers: &DueBlockers) {
         let database = settings::database();
         let database = database.to_string_lossy();
-        if self.upstream.rests(&database) {
+        if self.upstream_rests(&database) {
             return;
         }
         let mut judged: HashMap<Xid, Result<(), Guard>> = HashMap::new();
