@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::page::Page;
+use crate::core::hint::Hint;
 use crate::core::history::Finished;
 use crate::core::observation::Pid;
 use crate::core::time::Timestamp;
@@ -73,7 +74,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Serialize, serde::Deserialize)]
 pub struct Trouble {
     pub message: String,
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     pub at: Timestamp,
 }
 
