@@ -26,6 +26,7 @@ pub mod history;
 pub mod limit;
 pub mod locks;
 pub mod observation;
+pub mod pause;
 pub mod policy;
 pub mod remedy;
 pub mod replay;

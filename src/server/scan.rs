@@ -9,6 +9,7 @@ use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 use pgrx::{PgOid, pg_sys};
 
 use super::clients::Clients;
+use super::control_file;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
 use crate::core::locks::{self, LockWaiter};
@@ -16,7 +17,8 @@ use crate::core::observation::{
     ClientProcess, Observation, Pid, Role, Row, Running, Slot, Subscription, Transaction,
     UnreadableRow, by_age,
 };
-use crate::core::replay::Conflict;
+use crate::core::pause::Pause;
+use crate::core::replay::{Conflict, Replay};
 use crate::core::xid::Xid;
 use crate::settings;
 
@@ -29,6 +31,10 @@ const SUBSCRIPTIONS: &str = include_str!("../../sql/subscriptions.sql");
 
 /// How long is not looked again at who waits for whom. A look takes the lock manager's own locks.
 const FOLLOWED_FOR: Duration = Duration::from_secs(1);
+const PAUSE: &str = include_str!("../../sql/pause.sql");
+
+/// Why replay is paused is told from files, which need not be read at every look.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
 /// longer than their execution.
@@ -40,6 +46,8 @@ pub struct Scanner {
     replay: Option<OwnedPreparedStatement>,
     lock_holders: Option<OwnedPreparedStatement>,
     subscriptions: Option<OwnedPreparedStatement>,
+    /// While replay is paused.
+    pause: Option<(Instant, Pause)>,
     clients: Clients,
     conflict: Conflict,
     followed: Option<Followed>,
@@ -88,11 +96,7 @@ impl Scanner {
                     let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
                     (query(transactions, &[], own_transaction)?, None)
                 }
-                Role::Standby => {
-                    let replay = planned(&mut self.replay, REPLAY)?;
-                    let replay = query(replay, &[], |row| row.into_replay())?;
-                    (Vec::new(), replay.into_iter().next())
-                }
+                Role::Standby => (Vec::new(), self.look_at_replay()?),
             };
             let next = next_xid()?;
             let (mut transactions, running) = by_age(transactions, next);
@@ -169,6 +173,31 @@ impl Scanner {
             waiters,
             subscriptions,
         })
+    }
+
+    fn look_at_replay(&mut self) -> Result<Option<Replay>, ScanError> {
+        let replay = planned(&mut self.replay, REPLAY)?;
+        let mut replay = query(replay, &[], |row| row.into_replay())?
+            .into_iter()
+            .next();
+        match replay.as_mut().and_then(|replay| replay.pause.as_mut()) {
+            Some(pause) => *pause = self.look_up_pause()?,
+            None => self.pause = None,
+        }
+        Ok(replay)
+    }
+
+    fn look_up_pause(&mut self) -> Result<Pause, ScanError> {
+        match &self.pause {
+            Some((at, pause)) if at.elapsed() < PAUSE_INTERVAL => Ok(pause.clone()),
+            Some(_) | None => {
+                let here = query(PAUSE, &[], |row| row.into_setting_here())?;
+                let primary = control_file::primary_capacities();
+                let pause = Pause::of(&here, primary.as_ref());
+                self.pause = Some((Instant::now(), pause.clone()));
+                Ok(pause)
+            }
+        }
     }
 
     fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {

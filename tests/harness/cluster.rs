@@ -55,6 +55,7 @@ pub struct Setup {
     major: Major,
     preload: bool,
     conf: String,
+    arguments: Vec<String>,
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
@@ -76,6 +77,7 @@ impl Setup {
             major,
             preload: true,
             conf: String::new(),
+            arguments: Vec::new(),
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
@@ -93,6 +95,12 @@ impl Setup {
     /// A line for postgresql.conf; the last one of a name counts.
     pub fn conf(mut self, line: &str) -> Setup {
         let _ = writeln!(self.conf, "{line}");
+        self
+    }
+
+    /// For the postmaster's command line, where a setting overrides all files.
+    pub fn argument(mut self, argument: &str) -> Setup {
+        self.arguments.push(argument.to_owned());
         self
     }
 
@@ -229,6 +237,7 @@ fn append(path: &Path, text: &str) {
 pub struct Cluster {
     major: Major,
     dir: TempDir,
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
     stack_limit: Option<u64>,
     network: Option<Network>,
@@ -268,6 +277,7 @@ impl Cluster {
         let mut cluster = Cluster {
             major,
             dir,
+            arguments: setup.arguments,
             environment: setup.environment,
             stack_limit: setup.stack_limit,
             network: setup.network,
@@ -305,6 +315,7 @@ impl Cluster {
             .arg("-k")
             .arg(self.dir.path())
             .args(["-p", &self.port.to_string()])
+            .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);

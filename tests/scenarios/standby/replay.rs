@@ -34,7 +34,7 @@ fn paused(major: Major) {
     assert!(status.detail().contains("paused"), "{status:#?}");
     assert!(status.blockers.is_empty(), "{status:#?}");
     let hint = status.hint();
-    assert!(hint.starts_with("SELECT pg_wal_replay_resume();"), "{hint}");
+    assert!(hint.starts_with("SELECT pg_wal_replay_resume() "), "{hint}");
     assert!(hint.contains("on this standby"), "{hint}");
     check_hint(hint);
     pair.standby.paste_as_one("postgres", hint);
