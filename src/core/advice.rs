@@ -651,9 +651,14 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     let mut left = count;
     for blocker in blockers.iter().take(REMEDIES) {
         let remedy = remedy::of_blocker(episode, &blocker.transaction, role, now);
+        let is_waited_for = !remedy.has_sql();
         if hint.goes_with(&remedy) {
             hint = hint.then(remedy);
             left -= 1;
+        }
+        // Until that one has ended by itself, the end of others would be in vain.
+        if is_waited_for {
+            break;
         }
     }
     if left > 0 {

@@ -345,7 +345,8 @@ impl Hint {
         self
     }
 
-    fn has_sql(&self) -> bool {
+    /// Whether anything is run where it is pasted.
+    pub fn has_sql(&self) -> bool {
         self.lines.iter().any(Line::is_run)
     }
 
