@@ -15,6 +15,7 @@ use pgrx::{PGRXSharedMemory, pg_shmem_init};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::core::hint::Hint;
 use crate::core::history::Finished;
 use crate::core::observation::Pid;
 use crate::core::time::Timestamp;
@@ -105,7 +106,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Serialize, serde::Deserialize)]
 pub struct Trouble {
     pub message: String,
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     pub at: Timestamp,
 }
 

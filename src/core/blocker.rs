@@ -47,7 +47,11 @@ impl Blocker {
 
     /// It blocks still.
     pub fn observe(&mut self, transaction: Transaction, now: Timestamp) {
-        self.transaction = transaction;
+        let access = transaction.access.since(self.transaction.access);
+        self.transaction = Transaction {
+            access,
+            ..transaction
+        };
         self.until = now;
     }
 

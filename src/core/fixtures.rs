@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::locks::Session;
 use super::observation::*;
 use super::policy::OwnLimits;
 use super::replay::Replay;
@@ -77,6 +78,29 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         query: Some("UPDATE t SET i = 1".into()),
         waits_for_walsender: false,
         waits_for_sync_standby: false,
+        backend_type: Some("client backend".into()),
+        subscription: None,
+        lock_wait: None,
+        access: Access::Allowed,
+    }
+}
+
+/// A session without an xid, idle in a transaction since the test's beginning.
+pub fn reader(holder: i32) -> Session {
+    Session {
+        pid: pid(holder),
+        database: Some("app".into()),
+        usename: Some("bob".into()),
+        application_name: Some("report".into()),
+        client_addr: Some("10.0.0.8".into()),
+        backend_type: Some("client backend".into()),
+        subscription: None,
+        state: Some("idle in transaction".into()),
+        state_since: Some(at(0)),
+        started: Some(at(0)),
+        xact_start: Some("2026-11-22T21:00:00.000001+00:00".into()),
+        backend_start: Some("2026-11-22T20:00:00.000001+00:00".into()),
+        query: Some("SELECT FROM t".into()),
     }
 }
 
@@ -85,6 +109,7 @@ pub fn prepared(number: u32, gid: &str) -> Transaction {
         holder: Holder::Prepared { gid: gid.into() },
         application_name: None,
         client_addr: None,
+        backend_type: None,
         state: Some("prepared".into()),
         query: None,
         ..session(number, 1)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::hint::{Hint, Identifier, Sql, comment, sql};
+use super::hint::{Hint, Identifier, Setting, Sql, comment, sql};
 use super::observation::{Running, SlotName, Transaction};
 use super::time::{Timestamp, in_words};
 use super::xid::{Lsn, Xid};
@@ -557,10 +557,14 @@ pub fn name_the_primary() -> Hint {
 }
 
 fn on_this_standby(host: &str) -> Hint {
-    Hint::say(comment!(
-        "on this standby: ALTER SYSTEM SET slot_self_heal.primary_conninfo = 'host={host} \
-         user=<role>'; then SELECT pg_reload_conf();"
-    ))
+    Hint::offer_to_set(
+        comment!("on this standby:"),
+        Setting::at_reload(
+            "slot_self_heal.primary_conninfo",
+            format!("host={host} user=<role>"),
+        ),
+        comment!(""),
+    )
 }
 
 /// The first line of an error as libpq gives it, without its severity.

@@ -1,16 +1,18 @@
 //! One look at the slots and at the transactions that may hold them up.
 
 use std::ffi::CStr;
+use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
+use pgrx::{PgOid, pg_sys};
 
 use super::clients::Clients;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
+use crate::core::locks::{self, LockWaiter};
 use crate::core::observation::{
-    Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
+    Observation, Pid, Role, Row, Running, Slot, Subscription, Transaction, UnreadableRow, by_age,
 };
 use crate::core::replay::Conflict;
 use crate::core::xid::Xid;
@@ -20,6 +22,11 @@ const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const OWN_LIMITS: &str = include_str!("../../sql/own_limits.sql");
 const REPLAY: &str = include_str!("../../sql/replay.sql");
+const LOCK_HOLDERS: &str = include_str!("../../sql/lock_holders.sql");
+const SUBSCRIPTIONS: &str = include_str!("../../sql/subscriptions.sql");
+
+/// How long is not looked again at who waits for whom. A look takes the lock manager's own locks.
+const FOLLOWED_FOR: Duration = Duration::from_secs(1);
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
 /// longer than their execution.
@@ -29,8 +36,21 @@ pub struct Scanner {
     transactions: Option<OwnedPreparedStatement>,
     own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
+    lock_holders: Option<OwnedPreparedStatement>,
+    subscriptions: Option<OwnedPreparedStatement>,
     clients: Clients,
     conflict: Conflict,
+    followed: Option<Followed>,
+}
+
+/// `SubscriptionRelationId` (`pg_subscription.h`), which pgrx does not bind.
+const PG_SUBSCRIPTION: pg_sys::Oid = pg_sys::Oid::from_u32(6100);
+
+/// What a look at those in the way told, and when that was.
+struct Followed {
+    at: Instant,
+    waiters: Vec<LockWaiter>,
+    subscriptions: Vec<(Pid, Subscription)>,
 }
 
 impl Scanner {
@@ -66,7 +86,8 @@ impl Scanner {
                 }
             };
             let next = next_xid()?;
-            let (transactions, running) = by_age(transactions, next);
+            let (mut transactions, running) = by_age(transactions, next);
+            self.follow(&mut transactions)?;
             let running = match role {
                 Role::Primary => running,
                 Role::Standby => Running {
@@ -83,6 +104,61 @@ impl Scanner {
                 replay,
                 upstream: None,
             })
+        })
+    }
+
+    /// Finds out whom transactions wait for that wait for a lock, and what those do that work for a
+    /// subscription.
+    fn follow(&mut self, transactions: &mut [Transaction]) -> Result<(), ScanError> {
+        let waiting = locks::waiting(transactions);
+        if waiting.is_empty() && !locks::has_subscribers(transactions, &[]) {
+            self.followed = None;
+            return Ok(());
+        }
+        let followed = self.followed.take();
+        let followed = match followed.filter(|followed| followed.at.elapsed() < FOLLOWED_FOR) {
+            Some(followed) => followed,
+            None => self.look_at_queues(&waiting, transactions)?,
+        };
+        let Followed {
+            waiters,
+            subscriptions,
+            ..
+        } = self.followed.insert(followed);
+        locks::name_subscribers(transactions, waiters, subscriptions);
+        locks::follow(transactions, waiters);
+        Ok(())
+    }
+
+    fn look_at_queues(
+        &mut self,
+        waiting: &[Pid],
+        transactions: &[Transaction],
+    ) -> Result<Followed, ScanError> {
+        let waiters = if waiting.is_empty() {
+            Vec::new()
+        } else {
+            let lock_holders = planned_with(
+                &mut self.lock_holders,
+                LOCK_HOLDERS,
+                &[PgOid::from(pg_sys::INT4ARRAYOID)],
+            )?;
+            let pids: Vec<i32> = waiting.iter().map(|pid| pid.get()).collect();
+            // SAFETY: int4[] is what these are turned into.
+            let arguments = unsafe { [DatumWithOid::new(pids, pg_sys::INT4ARRAYOID)] };
+            query(lock_holders, &arguments, |row| row.into_lock_waiter())?
+        };
+        let subscriptions =
+            if locks::has_subscribers(transactions, &waiters) && lock_subscriptions() {
+                let subscriptions = planned(&mut self.subscriptions, SUBSCRIPTIONS)?;
+                query(subscriptions, &[], |row| row.into_subscription())?
+            } else {
+                Vec::new()
+            };
+        Ok(Followed {
+            at: Instant::now(),
+            waiters,
+            subscriptions,
         })
     }
 
@@ -111,10 +187,19 @@ fn planned<'a>(
     plan: &'a mut Option<OwnedPreparedStatement>,
     sql: &str,
 ) -> Result<&'a OwnedPreparedStatement, ScanError> {
+    planned_with(plan, sql, &[])
+}
+
+/// The same of a query with arguments of these types.
+fn planned_with<'a>(
+    plan: &'a mut Option<OwnedPreparedStatement>,
+    sql: &str,
+    types: &[PgOid],
+) -> Result<&'a OwnedPreparedStatement, ScanError> {
     match plan {
         Some(plan) => Ok(plan),
         None => {
-            let prepared = Spi::connect(|client| Ok(client.prepare(sql, &[])?.keep()));
+            let prepared = Spi::connect(|client| Ok(client.prepare(sql, types)?.keep()));
             Ok(plan.insert(prepared.map_err(ScanError::Spi)?))
         }
     }
@@ -128,6 +213,14 @@ pub fn slots() -> Result<Vec<Slot>, ScanError> {
 /// Every transaction that has an xid, as of the current transaction.
 pub fn transactions() -> Result<Vec<Transaction>, ScanError> {
     query(TRANSACTIONS, &[], |row| row.into_transaction())
+}
+
+/// Whether the catalog of subscriptions can be read without waiting. Their names are not worth
+/// that.
+fn lock_subscriptions() -> bool {
+    let share = pg_sys::AccessShareLock.cast_signed();
+    // SAFETY: in a transaction, at whose end the lock goes.
+    unsafe { pg_sys::ConditionalLockRelationOid(PG_SUBSCRIPTION, share) }
 }
 
 fn next_xid() -> Result<Xid, ScanError> {

@@ -14,7 +14,8 @@ use super::conninfo::Target;
 use super::libpq::{Connection, Failure, Table};
 use crate::core::guard::Verdict;
 use crate::core::hint::{Identifier, sql};
-use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
+use crate::core::locks;
+use crate::core::observation::{Pid, Row, Running, Transaction, UnreadableRow, by_age};
 use crate::core::upstream::{
     Hop, Introduction, Kind, Login, Look, Problem, Record, Refusal, Writer,
 };
@@ -35,6 +36,8 @@ const SESSION_SETTINGS: &str = "SET client_encoding = 'SQL_ASCII'; \
 const INTRODUCTION: &str = include_str!("../../sql/upstream.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const REMOTE_SLOTS: &str = include_str!("../../sql/remote_slots.sql");
+const LOCK_HOLDERS: &str = include_str!("../../sql/lock_holders.sql");
+const SUBSCRIPTIONS: &str = include_str!("../../sql/subscriptions.sql");
 
 /// What the upstream is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,7 +237,8 @@ impl Upstream {
             (Vec::new(), None)
         } else {
             let transactions = self.query(TRANSACTIONS, |row| row.into_transaction(), call)?;
-            let (transactions, running) = by_age(transactions, introduction.next_xid);
+            let (mut transactions, running) = by_age(transactions, introduction.next_xid);
+            self.follow(&mut transactions, call)?;
             (transactions, Some(running))
         };
         Ok(Look {
@@ -246,6 +250,27 @@ impl Upstream {
             position: introduction.position,
             slots: self.query(REMOTE_SLOTS, |row| row.into_remote_slot(), call)?,
         })
+    }
+
+    /// As the scan does on a primary, if more seldom: the upstream is asked once a second at most.
+    fn follow(&mut self, transactions: &mut [Transaction], call: &Call) -> Result<(), Problem> {
+        let waiting: Vec<String> = locks::waiting(transactions)
+            .iter()
+            .map(Pid::to_string)
+            .collect();
+        let mut waiters = if waiting.is_empty() {
+            Vec::new()
+        } else {
+            let pids = format!("'{{{}}}'", waiting.join(","));
+            let sql = LOCK_HOLDERS.replace("$1::", &format!("{pids}::"));
+            self.query(&sql, |row| row.into_lock_waiter(), call)?
+        };
+        if locks::has_subscribers(transactions, &waiters) {
+            let subscriptions = self.query(SUBSCRIPTIONS, |row| row.into_subscription(), call)?;
+            locks::name_subscribers(transactions, &mut waiters, &subscriptions);
+        }
+        locks::follow(transactions, &waiters);
+        Ok(())
     }
 
     /// Has the upstream write a record.

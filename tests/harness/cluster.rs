@@ -6,7 +6,6 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    io::{Seek, Write},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -422,21 +421,17 @@ impl Cluster {
         self.observe(|session| session.rows(sql))
     }
 
-    /// Pastes SQL into psql, as an operator does; what psql prints.
+    /// Pastes a hint as one string, which a driver or a window for queries sends
+    /// as it is, in one implicit transaction; what psql prints.
     #[track_caller]
-    pub fn paste(&self, database: &str, sql: &str) -> String {
+    pub fn paste_as_one(&self, database: &str, hint: &str) -> String {
         let mut psql = self.client("psql");
         psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
             .args(["--host", self.login().host(), "--username=postgres"])
             .arg(format!("--port={}", self.port))
+            .args(["--command", hint])
             // else psql would take a name with '=' for a connection string
             .env("PGDATABASE", database);
-        let mut input = tempfile::tempfile_in(self.dir()).expect("the directory is ours");
-        input
-            .write_all(format!("{sql}\n").as_bytes())
-            .and_then(|()| input.rewind())
-            .expect("a file takes it");
-        psql.stdin(input);
         output_of(psql)
     }
 

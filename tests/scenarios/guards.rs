@@ -2,7 +2,7 @@
 //! would let the session be ended, as that of somebody beside it is.
 
 use harness::{
-    Blocker, Blocking, Cluster, Creation, Creator, Login, Setup, for_a_while, statements,
+    Blocker, Blocking, Cluster, Creation, Creator, Login, Setup, for_a_while, runs, statements,
 };
 
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
         acting_primary, app, cancelling, check_nobody_was_told, check_terminated, end_by_hint,
         sparing,
     },
+    blockers::cancel_autovacuum,
 };
 
 const SLOT: &str = "cdc_slot";
@@ -410,7 +411,11 @@ fn wraparound(major: Major) {
     let cluster = merciless(Setup::new(major).conf(Blocker::AUTOVACUUM_CONF));
     let guarded = Blocker::WraparoundAutovacuum.start(&cluster);
     let reason = "it is an autovacuum to prevent wraparound";
-    let creation = spared(&cluster, &guarded, reason);
+    let mut creation = spared(&cluster, &guarded, reason);
+    let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    assert!(!runs(status.hint()), "{status:#?}");
     cluster.set("autovacuum", "off");
-    is_over(&cluster, creation);
+    cancel_autovacuum(&cluster, &guarded);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
 }

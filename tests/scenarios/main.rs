@@ -76,6 +76,7 @@ mod idle;
 mod limits;
 mod log_lines;
 mod many_slots;
+mod pasted;
 mod privileges;
 mod record;
 mod same_cluster_subscription;
