@@ -82,6 +82,7 @@ functions! {
     PQclear: fn(*mut PgResult);
     PQconnectPoll: fn(*mut PgConn) -> c_int;
     PQconnectStartParams: fn(*const *const c_char, *const *const c_char, c_int) -> *mut PgConn;
+    PQconninfo: fn(*mut PgConn) -> *mut ConninfoOption;
     PQconninfoFree: fn(*mut ConninfoOption);
     PQconninfoParse: fn(*const c_char, *mut *mut c_char) -> *mut ConninfoOption;
     PQconsumeInput: fn(*mut PgConn) -> c_int;
@@ -158,10 +159,41 @@ pub fn parse(conninfo: &CStr) -> Option<Parameters> {
         if !message.is_null() {
             (libpq.PQfreemem)(message.cast());
         }
+        (!options.is_null()).then(|| take(options))
+    }
+}
+
+/// The same with what they leave to the environment and to a service file.
+///
+/// libpq puts these together only when it connects. It is kept from that by a value that it refuses
+/// after that, before it does anything else (`connectOptions2`, `fe-connect.c`; since PostgreSQL 17
+/// `pqConnectOptions2`).
+pub fn with_defaults(parameters: &Parameters) -> Parameters {
+    let libpq = libpq();
+    let mut refused = parameters.clone();
+    refused.retain(|(keyword, _)| keyword != "sslmode");
+    refused.push(("sslmode".into(), c"none of them".into()));
+    let Some(raw) = start(&refused) else {
+        return Vec::new();
+    };
+    let connection = Connection { raw, memory: 0 };
+    // SAFETY: a connection that was not begun; its options end with one that has no keyword.
+    unsafe {
+        let options = (libpq.PQconninfo)(connection.raw.as_ptr());
         if options.is_null() {
-            return None;
+            return Vec::new();
         }
-        let mut parameters = Vec::new();
+        take(options)
+    }
+}
+
+/// # Safety
+///
+/// The options end with one that has no keyword, and are libpq's to free.
+unsafe fn take(options: *mut ConninfoOption) -> Parameters {
+    let mut parameters = Vec::new();
+    // SAFETY: the caller's promise; texts are copied before they are freed.
+    unsafe {
         let mut option = options;
         while !(*option).keyword.is_null() {
             if !(*option).val.is_null() {
@@ -172,9 +204,24 @@ pub fn parse(conninfo: &CStr) -> Option<Parameters> {
             }
             option = option.add(1);
         }
-        (libpq.PQconninfoFree)(options);
-        Some(parameters)
+        (libpq().PQconninfoFree)(options);
     }
+    parameters
+}
+
+/// Begins to connect. `None` if there is no memory for it, or a keyword that is none.
+fn start(parameters: &Parameters) -> Option<NonNull<PgConn>> {
+    let names: Result<Vec<_>, _> = parameters
+        .iter()
+        .map(|(keyword, _)| CString::new(keyword.as_str()))
+        .collect();
+    let names = names.ok()?;
+    let end = [ptr::null()];
+    let keywords: Vec<_> = names.iter().map(|k| k.as_ptr()).chain(end).collect();
+    let values = parameters.iter().map(|(_, value)| value.as_ptr());
+    let values: Vec<_> = values.chain(end).collect();
+    // SAFETY: both arrays end with a null, and live until libpq has copied them.
+    NonNull::new(unsafe { (libpq().PQconnectStartParams)(keywords.as_ptr(), values.as_ptr(), 0) })
 }
 
 /// An open connection, closed when it is dropped, also while an error is on its way.
@@ -207,22 +254,12 @@ pub type Table = (Vec<String>, Vec<Vec<Option<String>>>);
 impl Connection {
     pub fn open(parameters: &Parameters, deadline: Instant) -> Result<Self, Failure> {
         let libpq = libpq();
-        let names: Result<Vec<_>, _> = parameters
-            .iter()
-            .map(|(keyword, _)| CString::new(keyword.as_str()))
-            .collect();
-        let names = names.map_err(|_| Failure::Lost("a keyword contains a NUL".into()))?;
-        let end = [ptr::null()];
-        let keywords: Vec<_> = names.iter().map(|k| k.as_ptr()).chain(end).collect();
-        let values = parameters.iter().map(|(_, value)| value.as_ptr());
-        let values: Vec<_> = values.chain(end).collect();
         let mut intake = Intake::new();
-        // SAFETY: both arrays end with a null, and live until libpq has copied them.
-        let raw = unsafe { (libpq.PQconnectStartParams)(keywords.as_ptr(), values.as_ptr(), 0) };
         let connection = Self {
-            raw: NonNull::new(raw).ok_or(Failure::Lost("out of memory".into()))?,
+            raw: start(parameters).ok_or(Failure::Lost("out of memory".into()))?,
             memory: intake.memory,
         };
+        let raw = connection.raw.as_ptr();
         // Whom it connects to, with which the message of a failure begins.
         let to_whom = connection.message();
         // SAFETY: a connection that is just being made.

@@ -8,6 +8,7 @@ mod conninfo;
 pub mod gate;
 pub mod hearing;
 mod libpq;
+mod lookup;
 pub mod process;
 pub mod record;
 pub mod report;
