@@ -56,13 +56,16 @@ macro_rules! functions {
         }
 
         impl Functions {
-            fn look_up() -> Option<Self> {
+            /// # Safety
+            ///
+            /// The handle is one of libpq, or of a library that is linked with it.
+            unsafe fn look_up(library: *mut c_void) -> Option<Self> {
                 Some(Self {
                     $($name: {
                         let name = concat!(stringify!($name), "\0");
-                        // SAFETY: a name that ends with NUL; the types are those of libpq-fe.h.
+                        // SAFETY: the caller's promise; a name that ends with NUL; the types are those of libpq-fe.h.
                         unsafe {
-                            let symbol = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast());
+                            let symbol = libc::dlsym(library, name.as_ptr().cast());
                             if symbol.is_null() {
                                 return None;
                             }
@@ -130,16 +133,36 @@ fn libpq() -> &'static Functions {
     if let Some(functions) = LIBPQ.get() {
         return functions;
     }
-    // SAFETY: a library of the server's own. Its symbols, and those of the libpq that it is linked
-    // with, are public from then on (`internal_load_library`, `dfmgr.c`).
-    unsafe { pg_sys::load_file(c"libpqwalreceiver".as_ptr(), false) };
-    match Functions::look_up() {
+    // SAFETY: the library is of the server's own.
+    match unsafe { Functions::look_up(walreceiver()) } {
         Some(functions) => LIBPQ.get_or_init(|| functions),
         None => {
             super::report::error(super::transaction::internal_error(
                 "libpq lacks a function that slot_self_heal needs".into(),
             ));
         }
+    }
+}
+
+/// A handle of `libpqwalreceiver`, through which its own libpq is seen, and no other: in the scope
+/// of the whole process another extension's libpq, or functions of such names, may come first. Null
+/// where there is none.
+fn walreceiver() -> *mut c_void {
+    // SAFETY: a library that is loaded and stays so; it has set the functions (`_PG_init`,
+    // `libpqwalreceiver.c`), by one of which its file is known.
+    unsafe {
+        pg_sys::load_file(c"libpqwalreceiver".as_ptr(), false);
+        let mut file: libc::Dl_info = std::mem::zeroed();
+        let Some(functions) = pg_sys::WalReceiverFunctions.as_ref() else {
+            return ptr::null_mut();
+        };
+        let Some(connect) = functions.walrcv_connect else {
+            return ptr::null_mut();
+        };
+        if libc::dladdr(connect as *const c_void, &raw mut file) == 0 {
+            return ptr::null_mut();
+        }
+        libc::dlopen(file.dli_fname, libc::RTLD_NOW | libc::RTLD_NOLOAD)
     }
 }
 

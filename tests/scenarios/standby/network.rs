@@ -19,6 +19,7 @@ on_majors_with_standby_slots!(
     slow_name_lookup_in_a_session,
     name_that_moves,
     no_program_to_look_names_up,
+    another_libpq_in_the_server,
     one_of_several_hosts_is_silent,
     one_of_several_names_is_not_found,
     frozen,
@@ -188,6 +189,16 @@ fn no_program_to_look_names_up(major: Major) {
         &format!("host=127.0.0.1 port={port} user=postgres"),
     );
     is_over(&pair, trouble);
+}
+
+/// Which another extension brought, and which comes first.
+fn another_libpq_in_the_server(major: Major) {
+    let standby = Setup::new(major).conf("shared_preload_libraries = 'fake_libpq, slot_self_heal'");
+    let pair = Pair::of(primary(major), standby);
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    assert_eq!(pair.standby.worker().last_error, None);
+    pair.standby.run("SELECT slot_self_heal_nudge()");
 }
 
 #[track_caller]
