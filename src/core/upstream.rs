@@ -2,6 +2,7 @@
 //! it did not, and what to do about that.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -518,6 +519,17 @@ impl Problem {
             hint: Hint::say(comment!(
                 "on this standby: does its name service know the host? An address needs none"
             )),
+        }
+    }
+
+    pub fn cannot_look_up(source: Source, error: &io::Error) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!("could not run getent to look up the host in {source}: {error}"),
+            hint:
+                "-- on this standby: is getent (of the C library's package) on the server's PATH? \
+                   An address needs none"
+                    .into(),
         }
     }
 

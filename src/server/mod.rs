@@ -12,6 +12,7 @@ mod control_file;
 pub mod gate;
 pub mod hearing;
 mod libpq;
+mod lookup;
 pub mod process;
 pub mod record;
 pub mod report;

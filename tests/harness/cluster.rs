@@ -138,8 +138,8 @@ impl Setup {
         self
     }
 
-    /// The server's processes look the name `slow.invalid` up for a minute; see
-    /// `fixtures/slow_lookup.c`.
+    /// The server's processes look the name `slow.invalid` up for a minute, and
+    /// `moving.invalid` in a file; see `fixtures/slow_lookup.c`.
     #[track_caller]
     pub fn slow_name_lookup(self) -> Setup {
         let mut pg_config = command(&self.major.program("pg_config"));
