@@ -526,10 +526,10 @@ impl Problem {
         Self {
             kind: Kind::Unreachable,
             message: format!("could not run getent to look up the host in {source}: {error}"),
-            hint:
-                "-- on this standby: is getent (of the C library's package) on the server's PATH? \
+            hint: Hint::say(comment!(
+                "on this standby: is getent (of the C library's package) on the server's PATH? \
                    An address needs none"
-                    .into(),
+            )),
         }
     }
 
