@@ -30,6 +30,7 @@ pub fn creator() -> Creator {
             backend_start: Some(at(-5000)),
             query_start: Some(at(-10)),
             backend_type: "walsender".into(),
+            usename: Some("cdc".into()),
             application_name: "sub".into(),
             client_addr: Some("10.0.0.5".into()),
         },

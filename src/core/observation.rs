@@ -246,6 +246,7 @@ pub struct CreatorIdentity {
     pub query_start: Option<Timestamp>,
     /// `pg_stat_activity.backend_type`
     pub backend_type: String,
+    pub usename: Option<String>,
     pub application_name: String,
     /// `None` for a Unix-domain socket and for a process that has no client.
     pub client_addr: Option<String>,
@@ -532,6 +533,7 @@ impl<'a> Row<'a> {
                 backend_start: self.timestamp("creator_start")?,
                 query_start: query_start.filter(|_| is_session(&backend_type)),
                 backend_type,
+                usename: self.optional("creator_usename")?,
                 application_name: self.text("creator_application")?,
                 client_addr,
             },
@@ -685,6 +687,7 @@ mod tests {
         ("not_sync_ready", Some("false")),
         ("creator_pid", Some("100")),
         ("creator_type", Some("walsender")),
+        ("creator_usename", Some("cdc")),
         ("creator_application", Some("sub")),
         ("creator_client_addr", None),
         ("creator_client_port", Some("-1")),
