@@ -33,7 +33,8 @@ impl Worker {
             // It is over; the next scan tells how.
             return;
         }
-        if episode.cancelled.is_none() {
+        let says = self.watch.cancelled(slot, reason.clone(), observation.at);
+        if let Some(episode) = self.watch.episodes.get(slot).filter(|_| says) {
             report::log(narrate::cancelling(
                 episode,
                 &reason,
@@ -41,7 +42,6 @@ impl Worker {
                 observation,
             ));
         }
-        self.watch.cancelled(slot, reason, observation.at);
     }
 
     pub(super) fn end_blockers(&mut self, xids: &[Xid], rule: &BlockerRule) -> Result<(), Notice> {
