@@ -83,6 +83,7 @@ mod settings;
 mod several_blockers;
 mod slots;
 mod standby;
+mod upgrade;
 mod worker;
 
 use harness::{Cluster, Major, Session, Setup};
