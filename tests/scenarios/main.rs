@@ -83,6 +83,7 @@ mod settings;
 mod several_blockers;
 mod slots;
 mod standby;
+mod tries;
 mod upgrade;
 mod worker;
 
