@@ -2,8 +2,6 @@
 # What the scripts beside it share. They source it at the root of the checkout and stay there.
 
 . pgrx-config/versions
-# shellcheck disable=SC2034 # for the scripts
-read -ra majors <<<"$MAJORS"
 
 # The scripts must know where cargo puts what it builds, whatever the user's own settings.
 export CARGO_TARGET_DIR=$PWD/target
@@ -16,6 +14,21 @@ die() {
     shift
     [ $# -eq 0 ] || printf '       %s\n' "$@" >&2
     exit 1
+}
+
+# read_majors: majors are those that MAJORS asks for, each once and the newest last; all if it is not set.
+read_majors() {
+    local asked major
+    read -ra asked <<<"${MAJORS:-$ALL_MAJORS}"
+    [ ${#asked[@]} -gt 0 ] || die "MAJORS is empty" "leave it out for all majors: $ALL_MAJORS"
+    for major in "${asked[@]}"; do
+        [[ " $ALL_MAJORS " == *" $major "* ]] ||
+            die "MAJORS: there is no major '$major' here" "some of these, with spaces between: $ALL_MAJORS"
+    done
+    majors=()
+    for major in $ALL_MAJORS; do
+        [[ " ${asked[*]} " != *" $major "* ]] || majors+=("$major")
+    done
 }
 
 # pg_major PG_CONFIG: the server's major, once that is known to be one we build for.

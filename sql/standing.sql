@@ -1,7 +1,8 @@
 -- What decides whether a session may be ended: who it belongs to.
 --
--- Run in the same transaction as transactions.sql. $1: transaction ids, as text;
--- $2: the names in slot_self_heal.protected_roles. The role is the one that the
+-- Run in the same transaction as transactions.sql, and by a standby on its primary.
+-- The parameters are transaction ids, as text, and the names in
+-- slot_self_heal.protected_roles. The role is the one that the
 -- session was opened as, as for pg_terminate_backend() (pg_signal_backend,
 -- signalfuncs.c).
 SELECT a.backend_xid AS xid,

@@ -23,7 +23,11 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.pg_current_wal_insert_lsn()
        END::pg_catalog.text AS position,
-       pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid
+       pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid,
+       COALESCE(pg_catalog.current_setting('slot_self_heal.enabled', true), 'on') AS enabled,
+       pg_catalog.current_setting('slot_self_heal.blocker_action', true) AS blocker_action,
+       pg_catalog.current_setting('slot_self_heal.blocker_scope', true) AS blocker_scope,
+       pg_catalog.current_setting('slot_self_heal.protected_roles', true) AS protected_roles
   FROM pg_catalog.pg_control_system() AS c
        LEFT JOIN (SELECT x.extnamespace,
                          pg_catalog.min(p.oid::pg_catalog.int8) FILTER (

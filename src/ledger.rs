@@ -9,12 +9,15 @@
 //! `slot_self_heal_reset()`. Each part has its own lock, held for a copy of memory only. A server
 //! that restarts after a crash begins with an empty ledger.
 
+mod page;
+
 use pgrx::lwlock::PgLwLock;
 use pgrx::prelude::*;
 use pgrx::{PGRXSharedMemory, pg_shmem_init};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use self::page::Page;
 use crate::core::history::{self, Finished};
 use crate::core::observation::{Pid, SlotName};
 use crate::core::story::Story;
@@ -26,56 +29,19 @@ use crate::server::report::{self, Notice};
 
 /// Room for some 500 creations with their blockers.
 const WATCH_BYTES: usize = 1 << 20;
-/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included. A page is made on the
-/// stack, so it can't be much larger.
+/// Room for [`FINISHED`] creations of some 8 kB each, their blockers included.
 const FINISHED_BYTES: usize = 1 << 20;
 /// How many finished creations are remembered.
 const FINISHED: usize = 128;
 const TROUBLE_BYTES: usize = 4 << 10;
 
-static WATCH: PgLwLock<Page<WATCH_BYTES>> = named(c"slot_self_heal watch");
-static HISTORY: PgLwLock<Page<FINISHED_BYTES>> = named(c"slot_self_heal finished");
-static TROUBLE: PgLwLock<Page<TROUBLE_BYTES>> = named(c"slot_self_heal trouble");
-static WORKER: PgLwLock<WorkerRecord> = named(c"slot_self_heal worker");
-
+// All of them JSON. Each name is used once, and carries the extension's own.
+static WATCH: Page<WATCH_BYTES> = Page::named(c"slot_self_heal watch");
+static HISTORY: Page<FINISHED_BYTES> = Page::named(c"slot_self_heal finished");
+static TROUBLE: Page<TROUBLE_BYTES> = Page::named(c"slot_self_heal trouble");
+// SAFETY: as above.
 #[allow(unsafe_code)]
-const fn named<T>(name: &'static std::ffi::CStr) -> PgLwLock<T> {
-    // SAFETY: each name is used once, and carries the extension's own.
-    unsafe { PgLwLock::new(name) }
-}
-
-/// A JSON text of at most `N` bytes.
-struct Page<const N: usize> {
-    length: usize,
-    bytes: [u8; N],
-}
-
-// SAFETY: no pointers, and any content is valid.
-#[allow(unsafe_code)]
-unsafe impl<const N: usize> PGRXSharedMemory for Page<N> {}
-
-impl<const N: usize> Default for Page<N> {
-    fn default() -> Self {
-        Self {
-            length: 0,
-            bytes: [0; N],
-        }
-    }
-}
-
-impl<const N: usize> Page<N> {
-    fn text(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
-
-    /// Leaves the page as it was when the text is too long.
-    fn set(&mut self, text: &[u8]) {
-        if let Some(room) = self.bytes.get_mut(..text.len()) {
-            room.copy_from_slice(text);
-            self.length = text.len();
-        }
-    }
-}
+static WORKER: PgLwLock<WorkerRecord> = unsafe { PgLwLock::new(c"slot_self_heal worker") };
 
 /// The worker itself, its counters, and when it last did what. Times are 0 when it never did.
 #[derive(Clone, Copy, Default)]
@@ -88,6 +54,8 @@ struct WorkerRecord {
     connecting: bool,
     /// When it last failed to connect.
     connect_failed_at: i64,
+    /// When the upstream last did what a session asked for.
+    upstream_answered_at: i64,
 }
 
 // SAFETY: plain numbers, any of which is valid.
@@ -148,21 +116,13 @@ pub fn require() {
     }
 }
 
-fn read<T: DeserializeOwned, const N: usize>(page: &PgLwLock<Page<N>>) -> Option<T> {
-    // Copied, so that the lock is not held while it is parsed.
-    let text = page.share().text().to_vec();
-    serde_json::from_slice(&text).ok()
+fn read<T: DeserializeOwned, const N: usize>(page: &Page<N>) -> Option<T> {
+    serde_json::from_slice(&page.text()).ok()
 }
 
 /// Whether the content fits; the page stays as it was if it does not.
-fn write<T: Serialize, const N: usize>(page: &PgLwLock<Page<N>>, content: &T) -> bool {
-    match serde_json::to_vec(content) {
-        Ok(text) if text.len() <= N => {
-            page.exclusive().set(&text);
-            true
-        }
-        Ok(_) | Err(_) => false,
-    }
+fn write<T: Serialize, const N: usize>(page: &Page<N>, content: &T) -> bool {
+    serde_json::to_vec(content).is_ok_and(|text| page.set(&text))
 }
 
 /// The creations that go on.
@@ -216,7 +176,7 @@ pub fn made_unseen(slot: &SlotName, story: &Story, restart_lsn: Lsn, now: Timest
 /// `slot_self_heal_reset()`
 pub fn reset() {
     WORKER.exclusive().counters = Counters::default();
-    HISTORY.exclusive().set(b"[]");
+    HISTORY.set(b"[]");
 }
 
 pub fn count(add: impl FnOnce(&mut Counters)) {
@@ -255,6 +215,15 @@ pub fn connect_failed(now: Timestamp) {
 /// When the last worker failed to connect, if it did.
 pub fn connect_failed_at() -> Option<Timestamp> {
     timestamp(WORKER.share().connect_failed_at)
+}
+
+/// The upstream did what a session asked for.
+pub fn upstream_answered(now: Timestamp) {
+    WORKER.exclusive().upstream_answered_at = now.get();
+}
+
+pub fn upstream_answered_at() -> Option<Timestamp> {
+    timestamp(WORKER.share().upstream_answered_at)
 }
 
 pub fn note_trouble(trouble: &Trouble) {

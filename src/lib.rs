@@ -27,6 +27,7 @@ mod worker;
 #[pg_guard]
 #[allow(non_snake_case)]
 pub extern "C-unwind" fn _PG_init() {
+    server::report::without_backtraces();
     if !server::is_preloading() {
         return;
     }

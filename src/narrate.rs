@@ -197,6 +197,20 @@ fn code_of_ending(ending: Ending) -> PgSqlErrorCode {
     }
 }
 
+/// Of a function that acts.
+pub fn disabled() -> Notice {
+    Notice {
+        detail: Some(
+            "It stops every function that acts on the server, as it stops the worker.".into(),
+        ),
+        hint: Some(advice::enable().to_string()),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "slot_self_heal.enabled is off",
+        )
+    }
+}
+
 pub fn not_on_a_standby() -> Notice {
     Notice {
         hint: Some("Run it on the primary.".into()),
@@ -494,6 +508,23 @@ pub fn clients_not_seen() -> Notice {
         ..notice(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             "slot_self_heal.cancel_abandoned has no effect on this system",
+        )
+    }
+}
+
+/// Said once, by the worker.
+pub fn unknown_locks() -> Notice {
+    Notice {
+        detail: Some(
+            "Their numbers are not those of the PostgreSQL that its library was built for. Slots are \
+             watched, and records written, all the same."
+                .into(),
+        ),
+        hint: Some("Build slot_self_heal with this server's own pg_config.".into()),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "slot_self_heal ends no session and no creation, because this server's locks have other \
+             names",
         )
     }
 }

@@ -1,11 +1,13 @@
 //! The settings, `slot_self_heal.*`.
 
-use std::ffi::CString;
+use std::cell::RefCell;
+use std::ffi::{CStr, CString};
 use std::time::Duration;
 
 use pgrx::guc::{GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
 
 use crate::core::policy::{self, BlockerRule, Limit, Limits, OwnLimits, Policy};
+use crate::core::upstream::Introduction;
 use crate::server::{self, connection, secret, setting};
 
 static ENABLED: GucSetting<bool> = GucSetting::<bool>::new(true);
@@ -146,7 +148,7 @@ fn init_limits() {
     );
     GucRegistry::define_int_guc(
         c"slot_self_heal.blocker_grace",
-        c"Sets how long a transaction must have blocked the creation of a slot before blocker_action.",
+        c"Sets how long a transaction must have blocked creations of slots, in all, before blocker_action.",
         c"",
         &BLOCKER_GRACE,
         0,
@@ -208,11 +210,45 @@ pub fn policy() -> Policy {
     }
 }
 
+/// Taken apart once for each value, not at each tick.
+fn protected_roles() -> Vec<String> {
+    thread_local! {
+        /// The value, and the names in it.
+        static KNOWN: RefCell<(CString, Vec<String>)> = RefCell::default();
+    }
+    let list = PROTECTED_ROLES.get().unwrap_or_default();
+    KNOWN.with_borrow_mut(|(known, names)| {
+        if *known != list {
+            *names = roles_in(&list);
+            *known = list;
+        }
+        names.clone()
+    })
+}
+
 /// What is not a list is taken for one name: no role has it, and so nobody is ended until it is
 /// mended. Such a value is refused, unless the server starts with it.
-fn protected_roles() -> Vec<String> {
-    let list = PROTECTED_ROLES.get().unwrap_or_default();
-    setting::names(&list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
+fn roles_in(list: &CStr) -> Vec<String> {
+    setting::names(list).unwrap_or_else(|| vec![list.to_string_lossy().into_owned()])
+}
+
+/// What another server's settings say, as it has told them. What is not understood allows nothing.
+pub fn blocker_rule_of(upstream: &Introduction) -> BlockerRule {
+    let roles = CString::new(upstream.protected_roles.as_str()).unwrap_or_default();
+    BlockerRule {
+        action: match upstream.blocker_action.as_str() {
+            "cancel" => policy::BlockerAction::Cancel,
+            "terminate" => policy::BlockerAction::Terminate,
+            _ => policy::BlockerAction::Report,
+        },
+        // Only that server knows whether it is the time.
+        grace: Duration::ZERO,
+        scope: match upstream.blocker_scope.as_str() {
+            "any" => policy::BlockerScope::Any,
+            _ => policy::BlockerScope::Idle,
+        },
+        protected_roles: roles_in(&roles),
+    }
 }
 
 /// What ALTER DATABASE and ALTER ROLE set, as `pg_db_role_setting` has it. A value that was stored

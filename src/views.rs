@@ -1,5 +1,6 @@
 //! The functions under the views, and those that act. `sql/slot_self_heal--*.sql` declares them.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use pgrx::JsonB;
@@ -8,9 +9,10 @@ use pgrx::prelude::*;
 use serde_json::Value;
 
 use crate::core::advice;
-use crate::core::guard::{Answer, Ending};
+use crate::core::blocker::Blocker;
+use crate::core::guard::{Answer, Ending, Guard};
 use crate::core::history::Finished;
-use crate::core::observation::{CreatorIdentity, Role};
+use crate::core::observation::{CreatorIdentity, Role, Transaction};
 use crate::core::status::{self, Known, Status, Worker};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Upstream;
@@ -526,9 +528,13 @@ fn worker_state() -> Worker {
 #[pg_extern]
 fn slot_self_heal_nudge() -> PgLsn {
     ledger::require();
+    if !settings::enabled() {
+        report::error(narrate::disabled());
+    }
     let end = match server::role() {
         Role::Primary => record::write().map_err(Notice::from),
         Role::Standby => upstream::pass_on(&settings::database().to_string_lossy())
+            .inspect(|_| ledger::upstream_answered(server::now()))
             .map_err(|problem| narrate::upstream_error(&problem)),
     };
     match end {
@@ -565,6 +571,9 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     if server::role() == Role::Standby {
         return Err(narrate::not_on_a_standby());
     }
+    if !settings::enabled() {
+        return Ok(Err(Unsent::Guarded(Guard::Disabled)));
+    }
     let rule = settings::policy().blockers;
     let cases = hear(&[xid], rule.protected_roles.clone())?;
     let Some(case) = cases.into_iter().next() else {
@@ -573,7 +582,13 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     let now = server::now();
     let watch = ledger::watch();
     let creators = watch.blocked_by(xid).map(|episode| &episode.creator);
-    let ended = signal::end_if_allowed(&case, blocked_for, creators, &rule, now);
+    let followed = followed(&case.transaction, now);
+    let remembered = watch.blocker(xid).unwrap_or(&followed);
+    let verdict = case.judge(remembered, blocked_for, creators, &rule, now);
+    let ended = verdict.map_err(Unsent::Guarded).and_then(|sentence| {
+        signal::end_transaction(xid, sentence)?;
+        Ok(sentence.ending)
+    });
     if let Ok(ending) = ended {
         report::log(narrate::ended_for_standby(
             &case.transaction,
@@ -584,6 +599,26 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
         ));
     }
     Ok(ended)
+}
+
+/// What this session knows of a transaction that it has asked about before: a standby asks again and
+/// again. One look does not tell whether a client is silent.
+fn followed(transaction: &Transaction, now: Timestamp) -> Blocker {
+    const MOST: usize = 100;
+    thread_local! {
+        static ASKED: RefCell<Vec<Blocker>> = const { RefCell::new(Vec::new()) };
+    }
+    ASKED.with_borrow_mut(|asked| {
+        let known = asked.iter().position(|blocker| blocker.is_of(transaction));
+        let mut blocker = match known {
+            Some(index) => asked.swap_remove(index),
+            None => Blocker::new(transaction.clone(), now),
+        };
+        blocker.observe(transaction.clone(), false, now);
+        asked.truncate(MOST - 1);
+        asked.push(blocker.clone());
+        blocker
+    })
 }
 
 /// Sets the counters to zero and forgets finished creations.

@@ -34,7 +34,7 @@ use crate::server::report::{self, Notice};
 use crate::server::scan::Scanner;
 use crate::server::transaction::{catch, read_only_fallible};
 use crate::server::upstream::{Upstream, Wish};
-use crate::server::{self, WalLevel, record};
+use crate::server::{self, WalLevel, record, signal};
 use crate::{narrate, settings};
 
 /// Between two looks at a slot that is being built.
@@ -45,7 +45,7 @@ const SCAN_SHARE: u32 = 10;
 /// Between two looks at copies of a primary's slots that are not ready: they take their time.
 const COPIES_NAP: Duration = Duration::from_secs(1);
 /// After a failure the upstream is asked again before this part of `nudge_interval` is over, so
-/// that what was mended meanwhile heals the slot within it.
+/// that what was mended meanwhile heals the slot within it. Not so if it refused.
 const UPSTREAM_REST_SHARE: u32 = 3;
 /// Between two log lines about the same kind of trouble with the upstream.
 const UPSTREAM_RETELL: Duration = Duration::from_secs(300);
@@ -112,6 +112,10 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
         report::log(narrate::clients_not_seen());
     }
 
+    if !signal::knows_the_locks() {
+        report::warning(narrate::unknown_locks());
+    }
+
     let mut worker = Worker::resume();
     loop {
         let nap = worker.tick_or_report();
@@ -165,6 +169,8 @@ struct Worker {
     upstream: Upstream,
     /// What the upstream said last.
     look: Option<Rc<Look>>,
+    /// When a session was last answered by it, as far as this worker has taken note.
+    upstream_answered: Option<Timestamp>,
     /// What the log was last told of the upstream, and when.
     told_upstream: Option<(upstream::Problem, Instant)>,
     /// How long this tick has waited for the upstream, which costs this server nothing.
@@ -189,6 +195,7 @@ impl Worker {
             watch: ledger::watch(),
             upstream: Upstream::default(),
             look: None,
+            upstream_answered: ledger::upstream_answered_at(),
             told_upstream: None,
             asking: Duration::ZERO,
             last_tick: Duration::ZERO,
@@ -236,7 +243,7 @@ impl Worker {
 
         self.scanning = true;
         process::show_activity(Activity::Scanning);
-        let mut observation = self.scanner.observe()?;
+        let mut observation = self.scanner.observe(&self.watch.named_blockers())?;
         match observation.role {
             Role::Standby => observation.learn(self.look.clone()),
             // It may have been a standby a moment ago.
@@ -337,10 +344,10 @@ impl Worker {
                 self.cancel(&slot, reason, observation);
                 Ok(())
             }
-            Action::EndBlockers(xids) => match observation.role {
-                Role::Primary => self.end_blockers(&xids, &policy.blockers),
+            Action::EndBlockers(blockers) => match observation.role {
+                Role::Primary => self.end_blockers(&blockers, observation, &policy.blockers),
                 Role::Standby => {
-                    self.ask_to_end_blockers(&xids);
+                    self.ask_to_end_blockers(&blockers);
                     Ok(())
                 }
             },
@@ -353,7 +360,7 @@ impl Worker {
     fn ask_upstream(&mut self, wish: Wish, slots: &[SlotName]) -> Result<(), Notice> {
         let database = settings::database();
         let database = database.to_string_lossy();
-        if self.upstream.rests(&database) {
+        if self.upstream_rests(&database) {
             return Ok(());
         }
         process::show_activity(Activity::Asking);
@@ -375,6 +382,16 @@ impl Worker {
             upstream::Upstream::Trouble(problem)
         }));
         Ok(())
+    }
+
+    /// Whether the upstream is left alone, after a failure. Not any more when a session was answered
+    /// since: whoever mended something tries it by hand.
+    fn upstream_rests(&mut self, database: &str) -> bool {
+        let answered = ledger::upstream_answered_at();
+        if std::mem::replace(&mut self.upstream_answered, answered) != answered {
+            self.upstream.is_back();
+        }
+        self.upstream.rests(database)
     }
 
     /// Takes note of how the upstream is, and says what changed.
@@ -409,7 +426,7 @@ impl Worker {
     }
 
     fn leave_upstream(&mut self) {
-        self.upstream = Upstream::default();
+        self.upstream.disconnect();
         self.look = None;
     }
 

@@ -245,6 +245,7 @@ pub fn holds_up(
 fn kin(creator: &CreatorIdentity, transaction: &Transaction) -> &'static str {
     match kinship(creator, transaction) {
         Kinship::None => "",
+        Kinship::SameClient => ", of the same client as the slot's creator",
         Kinship::SameApplication => ", of the same application as the slot's creator",
         Kinship::WaitsForTheSlot => ", which itself waits for the slot",
     }
@@ -629,6 +630,7 @@ pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<Hint> {
         Guard::Unseen => watch.blind.as_deref().map(grant_sight),
         Guard::UpstreamIsStandby => Some(name_the_primary()),
         Guard::Prepared
+        | Guard::Disabled
         | Guard::ReportOnly
         | Guard::Grace
         | Guard::Superuser
@@ -642,7 +644,12 @@ pub fn on_guard(guard: &Guard, watch: &Watch) -> Option<Hint> {
         | Guard::NotIdle(_)
         | Guard::NotKnown
         | Guard::CancelInVain
+        | Guard::Stayed
+        | Guard::CancelMayCutCommit
+        | Guard::Commits
         | Guard::Committed
+        | Guard::InVain(_)
+        | Guard::UnknownLocks
         | Guard::JustIdle
         | Guard::NotAsked(_)
         | Guard::Primary(_) => None,
@@ -738,6 +745,10 @@ pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timesta
                 |why: Comment| Hint::run(sql!["SELECT pg_terminate_backend(", *pid, ");"], why);
             match kinship(&episode.creator, blocker) {
                 Kinship::None => terminate(comment!("{place}{doing}")),
+                Kinship::SameClient => terminate(comment!(
+                    "{place}{doing}; of the same client as the slot's creator, which may end it by \
+                     itself"
+                )),
                 Kinship::SameApplication => terminate(comment!(
                     "{place}{doing}; of the same application as the slot's creator, which may end \
                      it by itself"

@@ -18,10 +18,15 @@ const REHEAR_ON_PRIMARY: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Blocker {
     pub transaction: Transaction,
-    /// When it was first seen to hold a creation up.
-    pub since: Timestamp,
-    /// When it was last seen to.
-    pub until: Timestamp,
+    /// Who held it when that was last known, where it is not known now.
+    known_holder: Option<(Holder, Option<Timestamp>)>,
+    /// For how long creations could not go on before it had ended. This adds up over creations: a
+    /// client that gives up and tries again waits for the same transaction.
+    blocked: Duration,
+    /// Whether it did at the last scan, and when that was.
+    blocks: bool,
+    seen: Timestamp,
+    quiet: Option<Quiet>,
     /// What it was told to do. Once: neither signal is lost, and a session that stays in its
     /// transaction after a cancel would after another. It may yet be told more.
     pub told: Option<Ending>,
@@ -32,31 +37,101 @@ pub struct Blocker {
     judged: Option<Timestamp>,
 }
 
+/// What a session showed at each look since, while it waited for its client: nothing has come from
+/// there.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Quiet {
+    since: Timestamp,
+    state_since: Option<Timestamp>,
+    copied: Option<u64>,
+}
+
+impl Quiet {
+    fn is_of(&self, transaction: &Transaction) -> bool {
+        (self.state_since, self.copied) == (transaction.state_since, transaction.copied)
+    }
+}
+
 impl Blocker {
     pub fn new(transaction: Transaction, now: Timestamp) -> Self {
-        Self {
-            transaction,
-            since: now,
-            until: now,
+        let mut blocker = Self {
+            transaction: transaction.clone(),
+            known_holder: None,
+            blocked: Duration::ZERO,
+            blocks: false,
+            seen: now,
+            quiet: None,
             told: None,
             guard: None,
             logged: Vec::new(),
             judged: None,
+        };
+        blocker.listen(&transaction, now);
+        blocker
+    }
+
+    /// Whether this is the same transaction still, and not another server's of the same xid. Where
+    /// it is not known who holds it, as on a standby that has not asked yet, nothing speaks against
+    /// it.
+    pub fn is_of(&self, transaction: &Transaction) -> bool {
+        if self.xid() != transaction.xid {
+            return false;
+        }
+        let known = |transaction: &Transaction| {
+            let holder = &transaction.holder;
+            (*holder != Holder::Unknown).then(|| (holder.clone(), transaction.started))
+        };
+        let before = known(&self.transaction).or_else(|| self.known_holder.clone());
+        match (before, known(transaction)) {
+            (_, None) => true,
+            (before, now) => before == now,
         }
     }
 
-    /// It blocks still.
-    pub fn observe(&mut self, transaction: Transaction, now: Timestamp) {
-        self.transaction = transaction;
-        self.until = now;
+    /// It goes on. `blocks`: a creation can't before it has ended.
+    pub fn observe(&mut self, transaction: Transaction, blocks: bool, now: Timestamp) {
+        if self.blocks {
+            self.blocked += now.since(self.seen);
+        }
+        self.listen(&transaction, now);
+        if self.transaction.holder != Holder::Unknown {
+            let before = std::mem::replace(&mut self.transaction, transaction);
+            if self.transaction.holder == Holder::Unknown {
+                self.known_holder = Some((before.holder, before.started));
+            }
+        } else {
+            self.transaction = transaction;
+        }
+        self.blocks = blocks;
+        self.seen = now;
+    }
+
+    /// Follows how long its client has been silent.
+    fn listen(&mut self, transaction: &Transaction, now: Timestamp) {
+        self.quiet = transaction.waits_for_client.then(|| {
+            let goes_on = self.quiet.filter(|quiet| quiet.is_of(transaction));
+            goes_on.unwrap_or(Quiet {
+                since: now,
+                state_since: transaction.state_since,
+                copied: transaction.copied,
+            })
+        });
+    }
+
+    /// Since when its client is known to have sent nothing, be it within a statement, as a COPY FROM
+    /// STDIN: if a later look shows nothing new.
+    pub fn quiet_since(&self, later: &Transaction) -> Option<Timestamp> {
+        let goes_on = |quiet: &Quiet| self.is_of(later) && quiet.is_of(later);
+        let quiet = self.quiet.filter(goes_on)?;
+        later.waits_for_client.then_some(quiet.since)
     }
 
     /// The clock was set: no time has passed.
     pub fn clock_was_set(&mut self, step: Step) {
-        self.since += step;
-        self.until += step;
-        if let Some(judged) = &mut self.judged {
-            *judged += step;
+        self.seen += step;
+        let quiet = self.quiet.as_mut().map(|quiet| &mut quiet.since);
+        for at in self.judged.iter_mut().chain(quiet) {
+            *at += step;
         }
     }
 
@@ -65,7 +140,7 @@ impl Blocker {
     }
 
     pub fn blocked_for(&self) -> Duration {
-        self.until.since(self.since)
+        self.blocked
     }
 
     /// Whether it is to be judged now.
@@ -88,16 +163,21 @@ impl Blocker {
             // Elsewhere the next look tells.
             Holder::Unknown => upstream_is_standby,
         };
-        let was_told = match (self.told, rule.action) {
-            (None, _) | (Some(Ending::Cancel), BlockerAction::Terminate) => false,
-            (Some(_), _) => true,
-        };
         let has_rested = |judged: Timestamp| now < judged || now.since(judged) >= rest;
         acts && is_known
-            && self.until == now
-            && !was_told
+            && self.blocks
+            && self.seen == now
+            && !self.was_told_all(rule)
             && self.blocked_for() >= rule.grace
             && self.judged.is_none_or(has_rested)
+    }
+
+    /// Whether it was told all that the rule allows.
+    pub fn was_told_all(&self, rule: &BlockerRule) -> bool {
+        match (self.told, rule.action) {
+            (None, _) | (Some(Ending::Cancel), BlockerAction::Terminate) => false,
+            (Some(_), _) => true,
+        }
     }
 
     pub fn was_told(&mut self, ending: Ending, now: Timestamp) {
@@ -109,13 +189,84 @@ impl Blocker {
     /// Returns whether that is news: each kind of guard is said once.
     pub fn was_spared(&mut self, guard: Guard, now: Timestamp) -> bool {
         self.judged = Some(now);
-        // That passes by itself.
-        let is_lasting = guard != Guard::JustIdle;
-        let is_news = is_lasting && !self.logged.iter().any(|logged| logged.is_like(&guard));
+        let is_news =
+            guard.is_lasting() && !self.logged.iter().any(|logged| logged.is_like(&guard));
         if is_news {
             self.logged.push(guard.clone());
         }
         self.guard = Some(guard);
         is_news
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixtures::*;
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn blocking_adds_up_over_creations() {
+        let mut blocker = Blocker::new(session(700, 1), at(0));
+        blocker.observe(session(700, 1), true, at(0));
+        blocker.observe(session(700, 1), false, at(2000));
+        assert_eq!(blocker.blocked_for(), 2 * SECOND);
+        // Nobody creates a slot for a while.
+        blocker.observe(session(700, 1), true, at(60_000));
+        assert_eq!(blocker.blocked_for(), 2 * SECOND);
+        blocker.observe(session(700, 1), true, at(63_000));
+        assert_eq!(blocker.blocked_for(), 5 * SECOND);
+    }
+
+    #[test]
+    fn another_transaction_of_the_same_xid_is_another() {
+        let blocker = Blocker::new(session(700, 1), at(0));
+        assert!(blocker.is_of(&session(700, 1)));
+        assert!(!blocker.is_of(&session(700, 2)));
+        let later = Transaction {
+            started: Some(at(1)),
+            ..session(700, 1)
+        };
+        assert!(!blocker.is_of(&later));
+        assert!(!blocker.is_of(&prepared(700, "g")));
+    }
+
+    /// A standby loses its connection, and then asks another server.
+    #[test]
+    fn who_held_it_is_remembered_while_it_is_not_known() {
+        let unknown = || Transaction {
+            holder: Holder::Unknown,
+            started: None,
+            ..session(700, 1)
+        };
+        let mut blocker = Blocker::new(session(700, 1), at(0));
+        for second in 1..3 {
+            assert!(blocker.is_of(&unknown()));
+            blocker.observe(unknown(), true, at(second * 1000));
+        }
+        assert!(blocker.is_of(&session(700, 1)));
+        assert!(!blocker.is_of(&session(700, 2)));
+        assert!(!Blocker::new(unknown(), at(0)).is_of(&session(700, 1)));
+    }
+
+    #[test]
+    fn a_client_is_silent_as_long_as_nothing_comes() {
+        let copying = |copied, waits_for_client| Transaction {
+            state: Some("active".into()),
+            copied: Some(copied),
+            waits_for_client,
+            ..session(700, 1)
+        };
+        let mut blocker = Blocker::new(copying(10, true), at(0));
+        let mut quiet_since = |transaction: Transaction, milliseconds| {
+            blocker.observe(transaction.clone(), true, at(milliseconds));
+            blocker.quiet_since(&transaction)
+        };
+        assert_eq!(quiet_since(copying(10, true), 1000), Some(at(0)));
+        assert_eq!(quiet_since(copying(20, true), 2000), Some(at(2000)));
+        assert_eq!(quiet_since(copying(20, true), 3000), Some(at(2000)));
+        assert_eq!(quiet_since(copying(20, false), 4000), None);
+        assert_eq!(quiet_since(copying(20, true), 5000), Some(at(5000)));
     }
 }

@@ -1,8 +1,9 @@
 //! What to do about the creations that go on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
+use super::blocker::Blocker;
 use super::diagnosis::State;
 use super::episode::Episode;
 use super::limit::{self, Reason};
@@ -19,14 +20,30 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub enum Action {
     /// Cancel a creation.
     Cancel(SlotName, Reason),
-    /// End these transactions, if no guard forbids it; on a standby, ask the primary to.
-    EndBlockers(Vec<Xid>),
+    /// End transactions, if no guard forbids it; on a standby, ask the primary to.
+    EndBlockers(DueBlockers),
     /// Write one running-xacts record, which serves all these creations.
     WriteRecord(Vec<SlotName>),
     /// Ask the upstream for one.
     AskForRecord(Vec<SlotName>),
     /// Ask the upstream which transactions run and how its slots are doing.
     AskForNews,
+}
+
+/// Whom to judge.
+#[derive(Debug, PartialEq, Eq)]
+pub struct DueBlockers {
+    pub due: Vec<Xid>,
+    /// Of each creation that waits for one of them, all that it waits for at present.
+    pub fronts: Vec<Vec<Xid>>,
+}
+
+impl DueBlockers {
+    /// All that must be judged, each once: what becomes of one depends on the others of its front.
+    pub fn all(&self) -> Vec<Xid> {
+        let all: HashSet<Xid> = self.fronts.iter().flatten().copied().collect();
+        all.into_iter().collect()
+    }
 }
 
 /// The actions that the last scan calls for.
@@ -41,7 +58,7 @@ pub fn decide(watch: &Watch, observation: &Observation, policy: &Policy) -> Vec<
         .collect();
     let due = due_blockers(watch, observation, policy, &ends);
     let record = record(watch, observation, policy);
-    actions.extend((!due.is_empty()).then_some(Action::EndBlockers(due)));
+    actions.extend(due.map(Action::EndBlockers));
     actions.extend(record);
     actions
 }
@@ -63,17 +80,34 @@ fn due_blockers(
     observation: &Observation,
     policy: &Policy,
     ends: &BTreeSet<&SlotName>,
-) -> Vec<Xid> {
+) -> Option<DueBlockers> {
     let matters = |episode: &&Episode| {
         episode.abandoned.is_none() && episode.cancelled.is_none() && !ends.contains(&episode.slot)
     };
-    watch
+    let is_due = |blocker: &&Blocker| blocker.is_due(&policy.blockers, observation);
+    let due: HashSet<Xid> = watch
         .blockers
         .iter()
-        .filter(|blocker| blocker.is_due(&policy.blockers, observation))
-        .map(|blocker| blocker.xid())
-        .filter(|xid| watch.blocked_by(*xid).any(|episode| matters(&episode)))
-        .collect()
+        .filter(is_due)
+        .map(Blocker::xid)
+        .collect();
+    if due.is_empty() {
+        return None;
+    }
+    let fronts: Vec<Vec<Xid>> = watch
+        .episodes
+        .values()
+        .filter(matters)
+        .map(Episode::front)
+        .filter(|front| front.iter().any(|xid| due.contains(xid)))
+        .collect();
+    let mut blockers = DueBlockers {
+        due: Vec::new(),
+        fronts,
+    };
+    blockers.due = blockers.all();
+    blockers.due.retain(|xid| due.contains(xid));
+    (!blockers.due.is_empty()).then_some(blockers)
 }
 
 fn record(watch: &Watch, observation: &Observation, policy: &Policy) -> Option<Action> {
@@ -192,7 +226,10 @@ mod tests {
 
     #[test]
     fn a_blocker_is_due_after_its_grace() {
-        let due = vec![Action::EndBlockers(vec![xid(700)])];
+        let due = [Action::EndBlockers(DueBlockers {
+            due: vec![xid(700)],
+            fronts: vec![vec![xid(700)], vec![xid(700)]],
+        })];
         assert_eq!(after(299_999, |_| {}), []);
         assert_eq!(after(300_000, |_| {}), due);
         let report = |policy: &mut Policy| policy.blockers.action = BlockerAction::Report;

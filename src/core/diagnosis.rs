@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::episode::Episode;
-use super::observation::{Creator, CreatorIdentity, CreatorWait, Observation, Transaction};
+use super::observation::{
+    ClientProcess, Creator, CreatorIdentity, CreatorWait, Observation, Transaction,
+};
 use super::replay::{Obstacle, Replay};
 use super::xid::Xid;
 
@@ -168,47 +170,84 @@ fn blockers(episode: &Episode, observation: &Observation) -> Vec<Xid> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kinship {
     None,
-    /// The same application at the same address. It may wait for the slot while it holds its
-    /// transaction open, and it may be another session of the same program.
+    /// The same process has opened both sessions.
+    SameClient,
+    /// The same application of the same role at the same address. It may wait for the slot while it
+    /// holds its transaction open, and it may be another session of the same program.
     SameApplication,
-    /// The session waits for the answer of the very walsender that creates the slot, as CREATE
-    /// SUBSCRIPTION does when it names its own cluster as the publisher: neither can go on.
+    /// The session waits for the answer of the very process that creates the slot, as CREATE
+    /// SUBSCRIPTION does when it names its own cluster as the publisher, and whoever creates a slot
+    /// through dblink or postgres_fdw: neither can go on.
     WaitsForTheSlot,
 }
 
 /// A session that waits for a walsender may as well wait for one of another cluster. It is taken
-/// for this creation's when it names it: the walsender's application name is the subscription's
-/// (`CreateSubscription`, `subscriptioncmds.c`) and stands in the session's command.
+/// for this creation's when it is the client at the other end of the creator's connection, or when
+/// it names it: the walsender's application name is the subscription's (`CreateSubscription`,
+/// `subscriptioncmds.c`) and stands in the session's command.
 pub fn kinship(creator: &CreatorIdentity, blocker: &Transaction) -> Kinship {
-    let application = creator.application_name.as_str();
-    if application.is_empty() {
-        return Kinship::None;
-    }
     let names_it = || {
         let query = blocker.query.as_deref();
+        let application = creator.application_name.as_str();
         query.is_some_and(|query| contains_word(query, application))
     };
-    if blocker.waits_for_walsender && names_it() {
+    let (is_client, is_same_client) = match (creator.client_process, blocker.client_process) {
+        // A pid on another server tells nothing here.
+        (_, ClientProcess::OfAnotherServer) => (false, false),
+        (ClientProcess::Known(client), its_own) => (
+            blocker.pid() == Some(client),
+            its_own == ClientProcess::Known(client),
+        ),
+        (
+            ClientProcess::OfAnotherServer | ClientProcess::NotLookedUp | ClientProcess::Unknown,
+            _,
+        ) => (false, false),
+    };
+    if is_client || blocker.waits_for_walsender && names_it() {
         Kinship::WaitsForTheSlot
-    } else if blocker.application_name.as_deref() == Some(application)
-        && blocker.client_addr == creator.client_addr
-    {
+    } else if is_same_client {
+        Kinship::SameClient
+    } else if is_same_application(creator, blocker) {
         Kinship::SameApplication
     } else {
         Kinship::None
     }
 }
 
+/// Programs name their sessions by what these do, after their own name: `Debezium General`,
+/// `Debezium Streaming`. A driver's default name says nothing of whose session it is, but the role
+/// does.
+fn is_same_application(creator: &CreatorIdentity, blocker: &Transaction) -> bool {
+    let application = blocker.application_name.as_deref().unwrap_or_default();
+    let word = first_word(application);
+    !word.is_empty()
+        && word == first_word(&creator.application_name)
+        && creator.usename.is_some()
+        && creator.usename == blocker.usename
+        && creator.client_addr == blocker.client_addr
+}
+
+fn first_word(name: &str) -> &str {
+    let end = name.find(|character| !is_of_word(character));
+    name.get(..end.unwrap_or(name.len())).unwrap_or_default()
+}
+
+fn is_of_word(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
 /// Whether `word` stands in `text` by itself, in whatever case.
 fn contains_word(text: &str, word: &str) -> bool {
     let (text, word) = (text.to_lowercase(), word.to_lowercase());
-    let goes_on = |character: char| character.is_alphanumeric() || character == '_';
+    if word.is_empty() {
+        return false;
+    }
     text.match_indices(&word).any(|(start, found)| {
         let before = text.get(..start).and_then(|part| part.chars().next_back());
         let after = text
             .get(start + found.len()..)
             .and_then(|part| part.chars().next());
-        !before.is_some_and(goes_on) && !after.is_some_and(goes_on)
+        !before.is_some_and(is_of_word) && !after.is_some_and(is_of_word)
     })
 }
 
@@ -220,31 +259,75 @@ mod tests {
     use super::super::xid::Lsn;
     use super::*;
 
-    #[test]
-    fn peers_share_application_and_address() {
-        let creator = creator().identity;
-        let same = Transaction {
-            application_name: Some("sub".into()),
+    /// A session of the creator's role and address, by its application's name.
+    fn named(application: &str) -> Transaction {
+        Transaction {
+            usename: Some("cdc".into()),
+            application_name: Some(application.into()),
             client_addr: Some("10.0.0.5".into()),
             ..session(700, 1)
-        };
+        }
+    }
+
+    #[test]
+    fn peers_share_role_address_and_the_name_of_their_program() {
+        let creator = creator().identity;
+        let same = named("sub");
         assert_eq!(kinship(&creator, &same), Kinship::SameApplication);
         let elsewhere = Transaction {
             client_addr: None,
             ..same.clone()
         };
         assert_eq!(kinship(&creator, &elsewhere), Kinship::None);
+        let of_another_role = Transaction {
+            usename: Some("alice".into()),
+            ..same.clone()
+        };
+        assert_eq!(kinship(&creator, &of_another_role), Kinship::None);
         assert_eq!(kinship(&creator, &session(700, 1)), Kinship::None);
 
-        let nameless = CreatorIdentity {
-            application_name: String::new(),
-            ..creator
+        let calls_itself = |name: &str, other: &str| {
+            let creator = CreatorIdentity {
+                application_name: name.into(),
+                ..creator.clone()
+            };
+            kinship(&creator, &named(other)) == Kinship::SameApplication
         };
-        let other = Transaction {
-            application_name: Some(String::new()),
-            ..same
+        assert!(calls_itself("Debezium Streaming", "Debezium General"));
+        assert!(calls_itself("zero-replicator", "zero-cvr"));
+        assert!(calls_itself("pgcopydb[7] follow", "pgcopydb[8] snapshot"));
+        assert!(!calls_itself("sub", "subscriber"));
+        assert!(!calls_itself("sub_1", "sub_2"));
+        assert!(!calls_itself("", ""));
+        assert!(!calls_itself("[x]", "[y]"));
+    }
+
+    #[test]
+    fn sessions_of_one_process_are_peers() {
+        let creator = CreatorIdentity {
+            client_process: ClientProcess::Known(pid(4000)),
+            ..creator().identity
         };
-        assert_eq!(kinship(&nameless, &other), Kinship::None);
+        let session_of = |holder, client_process| Transaction {
+            client_process,
+            ..session(700, holder)
+        };
+        let of = |transaction| kinship(&creator, &transaction);
+        let client = |number| ClientProcess::Known(pid(number));
+        assert_eq!(of(session_of(1, client(4000))), Kinship::SameClient);
+        assert_eq!(of(session_of(1, client(4001))), Kinship::None);
+        assert_eq!(of(session_of(1, ClientProcess::Unknown)), Kinship::None);
+        // It has sent the command through dblink.
+        let through_dblink = session_of(4000, ClientProcess::Unknown);
+        assert_eq!(of(through_dblink), Kinship::WaitsForTheSlot);
+        let elsewhere = session_of(4000, ClientProcess::OfAnotherServer);
+        assert_eq!(of(elsewhere), Kinship::None);
+        let unknown = CreatorIdentity {
+            client_process: ClientProcess::Unknown,
+            ..creator.clone()
+        };
+        let other = session_of(1, ClientProcess::Unknown);
+        assert_eq!(kinship(&unknown, &other), Kinship::None);
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Episode {
     /// Whether this scan's creation is the remembered one. A slot's `restart_lsn` is set once, when
     /// its creator reserves WAL, and stays until it is usable.
     pub(super) fn is_creation_of(&self, slot: &Slot, creator: &Creator) -> bool {
-        self.creator == creator.identity
+        self.creator.is_same(&creator.identity)
             && (self.restart_lsn.is_none() || self.restart_lsn == slot.restart_lsn)
     }
 
@@ -237,6 +237,7 @@ impl Episode {
         self.pass(now);
         self.restart_lsn = slot.restart_lsn;
         self.wait = creator.wait;
+        self.creator.client_process = creator.identity.client_process;
         self.own_limits = creator.own_limits;
         self.retained_wal = slot.retained_wal;
         self.max_retained_wal = self.max_retained_wal.max(slot.retained_wal.unwrap_or(0));
@@ -441,6 +442,16 @@ impl Episode {
         if let Some(told) = &mut self.told {
             told.blockers.clear();
         }
+    }
+
+    /// The transactions that must end before it gets any further, oldest first. Others of its
+    /// blockers began later, and hold it up only when these have ended.
+    pub fn front(&self) -> Vec<Xid> {
+        let Some(schedule) = &self.schedule else {
+            return Vec::new();
+        };
+        let blockers = self.blockers.iter().copied();
+        blockers.filter(|xid| schedule.waits_for(*xid)).collect()
     }
 
     /// Whether this transaction blocks it or did.

@@ -33,6 +33,7 @@ pub fn creator() -> Creator {
             usename: Some("cdc".into()),
             application_name: "sub".into(),
             client_addr: Some("10.0.0.5".into()),
+            client_process: ClientProcess::Unknown,
         },
         wait: CreatorWait::Transaction,
         client: Client::from_activity(Some("10.0.0.5"), Some(50_000)),
@@ -78,6 +79,11 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         query: Some("UPDATE t SET i = 1".into()),
         waits_for_walsender: false,
         waits_for_sync_standby: false,
+        waits_for_client: true,
+        copied: None,
+        client: None,
+        client_gone: false,
+        client_process: ClientProcess::Unknown,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whether a session that blocks a creation may be ended, and how.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::mem::discriminant;
 use std::time::Duration;
@@ -72,6 +73,8 @@ impl Answer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Guard {
     Prepared,
+    /// `enabled` is off.
+    Disabled,
     /// `blocker_action` is `report`.
     ReportOnly,
     /// It has not blocked for `blocker_grace`, or not even run for so long.
@@ -94,11 +97,24 @@ pub enum Guard {
     JustIdle,
     /// `track_activities` is off for it, say.
     NotKnown,
-    /// Postgres ignores a cancel request in an idle session.
+    /// Postgres serves no cancel request in a session that waits for its client, be it between two
+    /// statements or within a COPY (`ProcessClientReadInterrupt`, `postgres.c`).
     CancelInVain,
+    /// It has stayed in its transaction after a cancel.
+    Stayed,
+    /// A cancel that comes while it commits would end its wait for a synchronous standby, and its
+    /// client would be told that the commit is done (`SyncRepWaitForLSN`, `syncrep.c`).
+    CancelMayCutCommit,
+    /// Its commit record is on its way to disk. A cancel would be served once that is done: in the
+    /// session's next transaction.
+    Commits,
     /// It has committed but for a synchronous standby. Ended now, its client would take for safe
     /// what is not (`SyncRepWaitForLSN`, `syncrep.c`).
     Committed,
+    /// Whatever became of it, the creations that it blocks would wait on for this one.
+    InVain(Xid),
+    /// The server's locks are not those that this library was made for.
+    UnknownLocks,
     /// On a standby: its role on the primary may not see what the session does.
     Unseen,
     /// On a standby of a standby, which can end nothing of the primary's either.
@@ -110,6 +126,36 @@ pub enum Guard {
 }
 
 impl Guard {
+    /// Whether it holds until somebody does something about it. Else it passes by itself, soon.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Grace | Self::JustIdle | Self::Commits => false,
+            Self::Prepared
+            | Self::Disabled
+            | Self::ReportOnly
+            | Self::Superuser
+            | Self::Replication
+            | Self::ProtectedRole(_)
+            | Self::UnknownRoles(_)
+            | Self::PreventsWraparound
+            | Self::NotAClient(_)
+            | Self::Creator
+            | Self::Peer
+            | Self::NotIdle(_)
+            | Self::NotKnown
+            | Self::CancelInVain
+            | Self::Stayed
+            | Self::CancelMayCutCommit
+            | Self::Committed
+            | Self::InVain(_)
+            | Self::UnknownLocks
+            | Self::Unseen
+            | Self::UpstreamIsStandby
+            | Self::Primary(_)
+            | Self::NotAsked(_) => true,
+        }
+    }
+
     /// Whether to know of one is to know of the other.
     pub fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
@@ -124,6 +170,7 @@ impl fmt::Display for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prepared => f.write_str("it is a prepared transaction"),
+            Self::Disabled => f.write_str("slot_self_heal.enabled is off"),
             Self::ReportOnly => f.write_str("slot_self_heal.blocker_action is report"),
             Self::Grace => f.write_str("it has not blocked for slot_self_heal.blocker_grace"),
             Self::Superuser => f.write_str("it is a superuser's session, or its role is gone"),
@@ -142,20 +189,32 @@ impl fmt::Display for Guard {
             }
             Self::Creator => f.write_str("it creates a slot itself"),
             Self::Peer => f.write_str(
-                "it is a peer of the creator of the slot: the same application at the same address, \
-                 or a session that waits for the slot",
+                "it is a peer of the creator of the slot: of the same client, of the same role, \
+                 address and application, or a session that waits for the slot",
             ),
             Self::NotIdle(state) => {
                 write!(f, "it is {state}, and slot_self_heal.blocker_scope is idle")
             }
             Self::NotKnown => f.write_str("what it does is not known; is track_activities off?"),
             Self::CancelInVain => f.write_str(
-                "it is idle in transaction, and Postgres ignores a cancel request there; \
+                "it waits for its client, and Postgres ignores a cancel request there; \
                  slot_self_heal.blocker_action = terminate would end it",
             ),
-            Self::Committed => {
-                f.write_str("it has committed, and waits for a synchronous standby")
-            }
+            Self::Stayed => f.write_str(
+                "it has stayed in its transaction after a cancel; slot_self_heal.blocker_action = \
+                 terminate would end it",
+            ),
+            Self::CancelMayCutCommit => f.write_str(
+                "synchronous_standby_names is set, and a cancel could cut a commit's wait for a \
+                 synchronous standby short; slot_self_heal.blocker_action = terminate would end it",
+            ),
+            Self::Commits => f.write_str("it is just committing"),
+            Self::Committed => f.write_str("it has committed, and waits for a synchronous standby"),
+            Self::InVain(xid) => write!(f, "transaction {xid} would have to end first"),
+            Self::UnknownLocks => f.write_str(
+                "this server's locks are not those that slot_self_heal was made for; its log says \
+                 more",
+            ),
             Self::Unseen => f.write_str(
                 "this standby may not see that session on the primary, nor tell whether it is a \
                  peer of the creator of the slot",
@@ -163,7 +222,7 @@ impl fmt::Display for Guard {
             Self::UpstreamIsStandby => f.write_str(
                 "this standby's upstream is itself a standby, and only the primary could end it",
             ),
-            Self::JustIdle => f.write_str("it has been idle in transaction for less than a second"),
+            Self::JustIdle => f.write_str("its client has been silent for less than a second"),
             Self::NotAsked(reason) => write!(f, "the primary could not be asked: {reason}"),
             Self::Primary(reason) => write!(f, "on the primary, {reason}"),
         }
@@ -184,15 +243,83 @@ pub struct Standing {
     pub unknown_roles: Option<String>,
 }
 
-/// Whether a transaction that has blocked for so long may be ended, and how. `standing`: none
-/// where it has no session. `creators` are those of the creations that it blocks.
+/// What is to be done to a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sentence {
+    pub pid: Pid,
+    pub ending: Ending,
+    /// It was judged as one that waits for its client, and must still do so when it is told.
+    pub must_be_idle: bool,
+}
+
+/// What is known of a transaction that is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    pub transaction: &'a Transaction,
+    /// `None` where it has no session.
+    pub standing: Option<&'a Standing>,
+    /// How long creations could not go on for it.
+    pub blocked_for: Duration,
+    /// Since when its client has sent nothing, as far as it was followed.
+    pub quiet_since: Option<Timestamp>,
+}
+
+/// Whether it may be ended, and how. `creators` are those of the creations that it blocks.
+///
+/// What never changes by itself comes first, so that it is known of one that has its grace yet.
 pub fn judge<'a>(
-    transaction: &Transaction,
-    standing: Option<&Standing>,
-    blocked_for: Duration,
-    mut creators: impl Iterator<Item = &'a CreatorIdentity>,
+    evidence: Evidence<'_>,
+    creators: impl Iterator<Item = &'a CreatorIdentity>,
     rule: &BlockerRule,
     now: Timestamp,
+) -> Result<Sentence, Guard> {
+    let (pid, ending) = judge_holder(evidence.transaction, evidence.standing, creators, rule)?;
+    let transaction = evidence.transaction;
+    if transaction.waits_for_sync_standby {
+        return Err(Guard::Committed);
+    }
+    // Whoever says so may be another server: what has blocked for so long has run for so long.
+    let lasts = |started: Timestamp| now.since(started) >= rule.grace;
+    if evidence.blocked_for < rule.grace || !transaction.started.is_some_and(lasts) {
+        return Err(Guard::Grace);
+    }
+    let sentence = |must_be_idle| Sentence {
+        pid,
+        ending,
+        must_be_idle,
+    };
+    if let Holder::Autovacuum(_) = transaction.holder {
+        return match rule.scope {
+            BlockerScope::Idle => Err(Guard::NotIdle("an autovacuum".into())),
+            BlockerScope::Any => Ok(sentence(false)),
+        };
+    }
+    let state = transaction.state.as_deref().unwrap_or_default();
+    let is_idle = is_idle(state);
+    let idle_since = match is_idle {
+        true => transaction.state_since,
+        false => evidence
+            .quiet_since
+            .filter(|_| transaction.waits_for_client),
+    };
+    let has_been_idle = idle_since.is_some_and(|since| now.since(since) >= IDLE_FOR);
+    match (rule.scope, ending) {
+        (_, Ending::Cancel) if is_idle || has_been_idle => Err(Guard::CancelInVain),
+        (BlockerScope::Any, Ending::Cancel | Ending::Terminate) => Ok(sentence(false)),
+        (BlockerScope::Idle, Ending::Terminate) if has_been_idle => Ok(sentence(true)),
+        (BlockerScope::Idle, Ending::Cancel | Ending::Terminate) => Err(match idle_since {
+            Some(_) => Guard::JustIdle,
+            None => Guard::NotIdle(state.to_owned()),
+        }),
+    }
+}
+
+/// As far as it does not depend on what the session does at the moment, nor since when.
+fn judge_holder<'a>(
+    transaction: &Transaction,
+    standing: Option<&Standing>,
+    mut creators: impl Iterator<Item = &'a CreatorIdentity>,
+    rule: &BlockerRule,
 ) -> Result<(Pid, Ending), Guard> {
     let pid = match transaction.holder {
         Holder::Session(pid) | Holder::Autovacuum(pid) => pid,
@@ -204,26 +331,14 @@ pub fn judge<'a>(
         BlockerAction::Cancel => Ending::Cancel,
         BlockerAction::Terminate => Ending::Terminate,
     };
-    if blocked_for < rule.grace {
-        return Err(Guard::Grace);
-    }
     creators.try_for_each(|creator| kin(creator, pid, transaction))?;
-    if transaction.waits_for_sync_standby {
-        return Err(Guard::Committed);
-    }
     let standing = standing.ok_or(Guard::NotKnown)?;
-    // Whoever says so may be another server: what has blocked for so long has run for so long.
-    let has_run = || {
-        let lasts = |started: Timestamp| now.since(started) >= rule.grace;
-        transaction.started.is_some_and(lasts)
-    };
-    match standing.backend_type.as_str() {
+    let ending = match standing.backend_type.as_str() {
         "walsender" => return Err(Guard::Replication),
-        "autovacuum worker" if !has_run() => return Err(Guard::Grace),
-        "autovacuum worker" => return autovacuum(transaction, rule).map(|ending| (pid, ending)),
-        "client backend" => {}
+        "autovacuum worker" => return autovacuum(transaction).map(|ending| (pid, ending)),
+        "client backend" => ending,
         other => return Err(Guard::NotAClient(other.to_owned())),
-    }
+    };
     if standing.is_superuser {
         return Err(Guard::Superuser);
     }
@@ -233,31 +348,41 @@ pub fn judge<'a>(
     if let Some(names) = &standing.unknown_roles {
         return Err(Guard::UnknownRoles(names.clone()));
     }
-    let state = transaction.state.as_deref().unwrap_or_default();
-    // Nor is it known then since when it runs.
-    if matches!(state, "" | "disabled") {
-        return Err(Guard::NotKnown);
-    }
-    if !has_run() {
-        return Err(Guard::Grace);
-    }
-    match (state, rule.scope, ending) {
-        (idle, BlockerScope::Idle, ending) if is_idle(idle) => {
-            let lasts = |since: Timestamp| now.since(since) >= IDLE_FOR;
-            match ending {
-                _ if !transaction.state_since.is_some_and(lasts) => Err(Guard::JustIdle),
-                Ending::Cancel => Err(Guard::CancelInVain),
-                Ending::Terminate => Ok((pid, ending)),
-            }
-        }
-        (other, BlockerScope::Idle, _) => Err(Guard::NotIdle(other.to_owned())),
-        (idle, BlockerScope::Any, Ending::Cancel) if is_idle(idle) => Err(Guard::CancelInVain),
-        (_, BlockerScope::Any, ending) => Ok((pid, ending)),
+    match transaction.state.as_deref() {
+        // Nor is it known then since when it runs.
+        None | Some("" | "disabled") => Err(Guard::NotKnown),
+        Some(_) => Ok((pid, ending)),
     }
 }
 
-/// What forbids a standby to ask its primary to end a transaction; the rest the primary judges by
-/// its own settings. It does not know the creators here.
+/// Spares whoever would be ended in vain. A creation waits for all of its front: as long as one of
+/// these stays for good, the end of the others does not let it go on.
+///
+/// `fronts`: of each creation that matters, the transactions that must end before it gets any further.
+pub fn spare_in_vain<T>(fronts: &[Vec<Xid>], judged: &mut HashMap<Xid, Result<T, Guard>>) {
+    let stays = |xid: &&Xid| match judged.get(xid) {
+        Some(Err(guard)) => guard.is_lasting(),
+        Some(Ok(_)) | None => false,
+    };
+    let mut served: HashSet<Xid> = HashSet::new();
+    let mut obstacles = HashMap::new();
+    for front in fronts {
+        match front.iter().find(stays) {
+            None => served.extend(front),
+            Some(obstacle) => obstacles.extend(front.iter().map(|xid| (*xid, *obstacle))),
+        }
+    }
+    for (xid, verdict) in judged.iter_mut().filter(|(_, verdict)| verdict.is_ok()) {
+        if let Some(obstacle) = obstacles.get(xid)
+            && !served.contains(xid)
+        {
+            *verdict = Err(Guard::InVain(*obstacle));
+        }
+    }
+}
+
+/// What forbids a standby to ask its primary to end a transaction, as far as the standby itself can
+/// tell.
 pub fn may_ask<'a>(
     transaction: &Transaction,
     mut creators: impl Iterator<Item = &'a CreatorIdentity>,
@@ -268,12 +393,35 @@ pub fn may_ask<'a>(
         // Its address and its query are not shown either.
         Holder::Session(_) if transaction.state.is_none() => Err(Guard::Unseen),
         Holder::Session(_) | Holder::Autovacuum(_) => {
-            creators.try_for_each(|creator| match kinship(creator, transaction) {
-                Kinship::SameApplication | Kinship::WaitsForTheSlot => Err(Guard::Peer),
-                Kinship::None => Ok(()),
-            })
+            match creators.any(|creator| kinship(creator, transaction) != Kinship::None) {
+                true => Err(Guard::Peer),
+                false => Ok(()),
+            }
         }
     }
+}
+
+/// Whether the primary would end it in the end, going by its own settings (`rule`) and roles. It does
+/// not know the creators. Whether it is the time, it judges when it is asked to.
+pub fn would_be_ended(
+    transaction: &Transaction,
+    standing: &Standing,
+    rule: &BlockerRule,
+) -> Result<(), Guard> {
+    let guard = match judge_holder(transaction, Some(standing), std::iter::empty(), rule) {
+        Err(guard) => guard,
+        Ok(_) if transaction.waits_for_sync_standby => Guard::Committed,
+        Ok(_) => {
+            let state = transaction.state.as_deref().unwrap_or_default();
+            match rule.scope {
+                BlockerScope::Idle if !transaction.waits_for_client && !is_idle(state) => {
+                    Guard::NotIdle(state.to_owned())
+                }
+                BlockerScope::Idle | BlockerScope::Any => return Ok(()),
+            }
+        }
+    };
+    Err(Guard::Primary(guard.to_string()))
 }
 
 fn is_idle(state: &str) -> bool {
@@ -283,20 +431,20 @@ fn is_idle(state: &str) -> bool {
 fn kin(creator: &CreatorIdentity, pid: Pid, transaction: &Transaction) -> Result<(), Guard> {
     match kinship(creator, transaction) {
         _ if creator.pid == pid => Err(Guard::Creator),
-        Kinship::SameApplication | Kinship::WaitsForTheSlot => Err(Guard::Peer),
+        Kinship::SameClient | Kinship::SameApplication | Kinship::WaitsForTheSlot => {
+            Err(Guard::Peer)
+        }
         Kinship::None => Ok(()),
     }
 }
 
 /// One is only ever cancelled: it starts again later. Why it runs stands in what it shows as its
 /// query (`autovac_report_activity`, `autovacuum.c`).
-fn autovacuum(transaction: &Transaction, rule: &BlockerRule) -> Result<Ending, Guard> {
-    let query = transaction.query.as_deref().unwrap_or_default();
-    match rule.scope {
-        _ if query.is_empty() => Err(Guard::NotKnown),
-        _ if query.contains("(to prevent wraparound)") => Err(Guard::PreventsWraparound),
-        BlockerScope::Idle => Err(Guard::NotIdle("an autovacuum".into())),
-        BlockerScope::Any => Ok(Ending::Cancel),
+fn autovacuum(transaction: &Transaction) -> Result<Ending, Guard> {
+    match transaction.query.as_deref() {
+        None | Some("") => Err(Guard::NotKnown),
+        Some(query) if query.contains("(to prevent wraparound)") => Err(Guard::PreventsWraparound),
+        Some(_) => Ok(Ending::Cancel),
     }
 }
 
@@ -309,16 +457,17 @@ mod tests {
     const BLOCKER: i32 = 7;
 
     /// Everything that a judgement goes by; as it stands, the session may be terminated.
-    struct Case {
+    struct Facts {
         transaction: Transaction,
         standing: Standing,
         creator: CreatorIdentity,
         blocked_for: Duration,
+        quiet_since: Option<Timestamp>,
         rule: BlockerRule,
     }
 
-    fn case() -> Case {
-        Case {
+    fn case() -> Facts {
+        Facts {
             transaction: session(700, BLOCKER),
             standing: Standing {
                 xid: xid(700),
@@ -329,6 +478,7 @@ mod tests {
             },
             creator: creator().identity,
             blocked_for: GRACE,
+            quiet_since: None,
             rule: BlockerRule {
                 action: BlockerAction::Terminate,
                 grace: GRACE,
@@ -339,26 +489,37 @@ mod tests {
     }
 
     /// What becomes of a case in which one thing is different.
-    fn with(change: impl FnOnce(&mut Case)) -> Result<Ending, Guard> {
-        let mut case = case();
-        change(&mut case);
-        let creators = std::iter::once(&case.creator);
-        let verdict = judge(
-            &case.transaction,
-            Some(&case.standing),
-            case.blocked_for,
-            creators,
-            &case.rule,
-            at(300_000),
-        );
-        verdict.map(|(pid, ending)| {
-            assert_eq!(pid.get(), BLOCKER);
-            ending
+    fn with(change: impl FnOnce(&mut Facts)) -> Result<Ending, Guard> {
+        let mut facts = case();
+        change(&mut facts);
+        let creators = std::iter::once(&facts.creator);
+        let evidence = Evidence {
+            transaction: &facts.transaction,
+            standing: Some(&facts.standing),
+            blocked_for: facts.blocked_for,
+            quiet_since: facts.quiet_since,
+        };
+        let verdict = judge(evidence, creators, &facts.rule, at(300_000));
+        verdict.map(|sentence| {
+            assert_eq!(sentence.pid.get(), BLOCKER);
+            let may_work = facts.rule.scope == BlockerScope::Any;
+            assert_eq!(sentence.must_be_idle, !may_work);
+            sentence.ending
         })
     }
 
-    fn active(case: &mut Case) {
+    fn active(case: &mut Facts) {
         case.transaction.state = Some("active".into());
+        case.transaction.waits_for_client = false;
+    }
+
+    /// A COPY FROM STDIN whose client has sent nothing since.
+    fn silent_since(milliseconds: i64) -> impl Fn(&mut Facts) {
+        move |case| {
+            active(case);
+            case.transaction.waits_for_client = true;
+            case.quiet_since = Some(at(milliseconds));
+        }
     }
 
     #[test]
@@ -412,6 +573,56 @@ mod tests {
         assert_eq!(spared, Err(Guard::Committed));
     }
 
+    /// What must be known of one transaction before others are ended.
+    #[test]
+    fn what_lasts_is_known_before_the_grace_is_over() {
+        let in_grace = |change: fn(&mut Facts)| {
+            with(|case| {
+                change(case);
+                case.blocked_for = Duration::ZERO;
+            })
+        };
+        let protect = |case: &mut Facts| case.standing.protected_as = Some("ops".into());
+        assert_eq!(in_grace(protect), Err(Guard::ProtectedRole("ops".into())));
+        assert_eq!(
+            in_grace(|case| case.standing.is_superuser = true),
+            Err(Guard::Superuser)
+        );
+        let commits = |case: &mut Facts| case.transaction.waits_for_sync_standby = true;
+        assert_eq!(in_grace(commits), Err(Guard::Committed));
+        // It may be over by then.
+        assert_eq!(in_grace(active), Err(Guard::Grace));
+    }
+
+    /// What becomes of 701 where 700 was judged so, each in the fronts given.
+    fn beside(guard: Result<(), Guard>, fronts: &[&[u32]]) -> Result<(), Guard> {
+        let fronts: Vec<Vec<Xid>> = fronts
+            .iter()
+            .map(|front| front.iter().map(|&number| xid(number)).collect())
+            .collect();
+        let mut judged = HashMap::from([(xid(700), guard.clone()), (xid(701), Ok(()))]);
+        spare_in_vain(&fronts, &mut judged);
+        assert_eq!(judged[&xid(700)], guard);
+        judged[&xid(701)].clone()
+    }
+
+    #[test]
+    fn nobody_is_ended_in_vain() {
+        let in_vain = Err(Guard::InVain(xid(700)));
+        assert_eq!(beside(Err(Guard::Prepared), &[&[700, 701]]), in_vain);
+        assert_eq!(beside(Err(Guard::Superuser), &[&[701, 700]]), in_vain);
+        // What passes by itself makes nothing vain, nor what may be ended as well.
+        for passing in [Guard::Grace, Guard::JustIdle, Guard::Commits] {
+            assert_eq!(beside(Err(passing), &[&[700, 701]]), Ok(()));
+        }
+        assert_eq!(beside(Ok(()), &[&[700, 701]]), Ok(()));
+        // One creation at least is served by its end.
+        let prepared = || Err(Guard::Prepared);
+        assert_eq!(beside(prepared(), &[&[700, 701], &[701]]), Ok(()));
+        assert_eq!(beside(prepared(), &[&[700], &[701]]), Ok(()));
+        assert_eq!(beside(prepared(), &[&[700, 701], &[700, 701]]), in_vain);
+    }
+
     #[test]
     fn prepared_transactions_are_spared() {
         let spared = with(|case| case.transaction = prepared(700, "g"));
@@ -423,6 +634,7 @@ mod tests {
         let spared = with(|case| case.creator.pid = pid(BLOCKER));
         assert_eq!(spared, Err(Guard::Creator));
         let spared = with(|case| {
+            case.transaction.usename = Some("cdc".into());
             case.transaction.application_name = Some("sub".into());
             case.transaction.client_addr = Some("10.0.0.5".into());
         });
@@ -437,13 +649,15 @@ mod tests {
     #[test]
     fn scope_tells_idle_sessions_from_others() {
         assert_eq!(with(active), Err(Guard::NotIdle("active".into())));
-        let any = |case: &mut Case| case.rule.scope = BlockerScope::Any;
+        let any = |case: &mut Facts| case.rule.scope = BlockerScope::Any;
         assert_eq!(with(any), Ok(Ending::Terminate));
         let ended = with(|case| {
             any(case);
             active(case);
         });
         assert_eq!(ended, Ok(Ending::Terminate));
+        assert_eq!(with(silent_since(299_000)), Ok(Ending::Terminate));
+        assert_eq!(with(silent_since(299_001)), Err(Guard::JustIdle));
         // Between two statements.
         let spared = with(|case| case.transaction.state_since = Some(at(299_500)));
         assert_eq!(spared, Err(Guard::JustIdle));
@@ -460,13 +674,18 @@ mod tests {
     #[test]
     fn an_idle_session_is_not_cancelled() {
         let cancel = |scope| {
-            move |case: &mut Case| {
+            move |case: &mut Facts| {
                 case.rule.action = BlockerAction::Cancel;
                 case.rule.scope = scope;
             }
         };
         for scope in [BlockerScope::Idle, BlockerScope::Any] {
             assert_eq!(with(cancel(scope)), Err(Guard::CancelInVain));
+            let spared = with(|case| {
+                cancel(scope)(case);
+                silent_since(0)(case);
+            });
+            assert_eq!(spared, Err(Guard::CancelInVain));
         }
         let ended = with(|case| {
             cancel(BlockerScope::Any)(case);
@@ -479,7 +698,7 @@ mod tests {
     fn an_autovacuum_is_cancelled_unless_it_prevents_wraparound() {
         let vacuum = |scope, query: &str| {
             let query = query.to_owned();
-            move |case: &mut Case| {
+            move |case: &mut Facts| {
                 case.transaction.holder = Holder::Autovacuum(pid(BLOCKER));
                 case.transaction.query = Some(query);
                 case.standing.backend_type = "autovacuum worker".into();
@@ -510,6 +729,7 @@ mod tests {
         assert_eq!(ask(&session(700, creator.pid.get())), Ok(()));
         assert_eq!(ask(&prepared(700, "g")), Err(Guard::Prepared));
         let peer = Transaction {
+            usename: Some("cdc".into()),
             application_name: Some("sub".into()),
             client_addr: Some("10.0.0.5".into()),
             ..session(700, 1)
@@ -521,5 +741,24 @@ mod tests {
             ..peer
         };
         assert_eq!(ask(&unseen), Err(Guard::Unseen));
+    }
+
+    #[test]
+    fn a_standby_knows_whom_the_primary_would_spare() {
+        let spared = |change: fn(&mut Facts)| {
+            let mut facts = case();
+            change(&mut facts);
+            would_be_ended(&facts.transaction, &facts.standing, &facts.rule)
+        };
+        let on_primary = |guard: Guard| Err(Guard::Primary(guard.to_string()));
+        assert_eq!(spared(|_| {}), Ok(()));
+        let superuser = spared(|case| case.standing.is_superuser = true);
+        assert_eq!(superuser, on_primary(Guard::Superuser));
+        assert_eq!(spared(active), on_primary(Guard::NotIdle("active".into())));
+        let report = spared(|case| case.rule.action = BlockerAction::Report);
+        assert_eq!(report, on_primary(Guard::ReportOnly));
+        // What passes by itself.
+        assert_eq!(spared(|case| case.transaction.started = None), Ok(()));
+        assert_eq!(spared(|case| silent_since(0)(case)), Ok(()));
     }
 }

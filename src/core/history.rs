@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocker::Blocker;
 use super::episode::Episode;
-use super::observation::{Holder, Slot, SlotName};
+use super::observation::{Slot, SlotName};
 use super::story::Story;
 use super::time::Timestamp;
 use super::xid::{Lsn, Xid};
@@ -128,7 +128,8 @@ impl Finished {
     /// Adds the blockers of an earlier try.
     fn add_blockers(&mut self, earlier: Vec<Blocker>) {
         for blocker in earlier {
-            match self.blockers.iter_mut().find(|b| is_same(b, &blocker)) {
+            let is_same = |other: &&mut Blocker| other.is_of(&blocker.transaction);
+            match self.blockers.iter_mut().find(is_same) {
                 None => self.blockers.push(blocker),
                 Some(other) if other.blocked_for() < blocker.blocked_for() => *other = blocker,
                 Some(_) => {}
@@ -152,13 +153,6 @@ impl Finished {
     pub fn leave_out_blockers(&mut self) {
         self.blockers.truncate(FEWEST);
     }
-}
-
-/// Whether both are of one transaction: another server of the cluster has the same xids.
-fn is_same(one: &Blocker, other: &Blocker) -> bool {
-    let (one, other) = (&one.transaction, &other.transaction);
-    let is_unknown = [&one.holder, &other.holder].contains(&&Holder::Unknown);
-    one.xid == other.xid && (is_unknown || one.holder == other.holder)
 }
 
 /// Those that blocked longest, in the order in which they come.

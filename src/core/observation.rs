@@ -154,6 +154,19 @@ impl Observation {
         self.upstream = look;
     }
 
+    /// Whether this transaction, which is not listed, may run all the same: on a standby that has
+    /// not asked whose they are, or can't.
+    pub fn may_run_unseen(&self, xid: Xid) -> bool {
+        let knows_all = match self.role {
+            Role::Primary => true,
+            Role::Standby => {
+                let look = self.upstream.as_ref();
+                look.is_some_and(|look| look.running.is_some())
+            }
+        };
+        !knows_all && !xid.precedes(self.running.oldest)
+    }
+
     /// How far the server's WAL goes, if a slot holds some back.
     pub fn wal_position(&self) -> Option<Lsn> {
         self.slots.iter().filter_map(Slot::wal_position).max()
@@ -197,7 +210,17 @@ impl Slot {
     }
 
     /// Who creates it, if somebody does.
-    pub fn creator(&mut self) -> Option<&mut Creator> {
+    pub fn creator(&self) -> Option<&Creator> {
+        match &self.progress {
+            Progress::Building(creator) => Some(creator),
+            Progress::Usable
+            | Progress::LeftBehind(_)
+            | Progress::NotSyncReady
+            | Progress::Invalidated(_) => None,
+        }
+    }
+
+    pub fn creator_mut(&mut self) -> Option<&mut Creator> {
         match &mut self.progress {
             Progress::Building(creator) => Some(creator),
             Progress::Usable
@@ -250,6 +273,15 @@ pub struct CreatorIdentity {
     pub application_name: String,
     /// `None` for a Unix-domain socket and for a process that has no client.
     pub client_addr: Option<String>,
+    pub client_process: ClientProcess,
+}
+
+impl CreatorIdentity {
+    /// Whether this is the same creation's, however much is known of its client.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let key = |identity: &Self| (identity.pid, identity.backend_start, identity.query_start);
+        key(self) == key(other)
+    }
 }
 
 /// What ALTER DATABASE or ALTER ROLE set for a creator.
@@ -321,6 +353,18 @@ impl Client {
     }
 }
 
+/// The process at the other end of a session's connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientProcess {
+    /// The session is one of a standby's primary, where no kernel tells us anything.
+    OfAnotherServer,
+    #[default]
+    NotLookedUp,
+    /// On another machine, or not for us to know. So, too, where there is no client.
+    Unknown,
+    Known(Pid),
+}
+
 /// Whether a session's client has closed its connection, as far as the kernel knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {
@@ -354,6 +398,16 @@ pub struct Transaction {
     pub waits_for_walsender: bool,
     /// It is committed here, and waits for a synchronous standby to say the same.
     pub waits_for_sync_standby: bool,
+    /// Its process waits for its client to send something: between statements, and within a COPY
+    /// FROM STDIN or a pipeline (`ClientRead`).
+    pub waits_for_client: bool,
+    /// Bytes that its COPY has processed, if it runs one.
+    pub copied: Option<u64>,
+    #[serde(skip)]
+    pub client: Option<Client>,
+    /// Whether the kernel knows that its client has closed the connection.
+    pub client_gone: bool,
+    pub client_process: ClientProcess,
 }
 
 /// What keeps a transaction open, which decides how it can be ended.
@@ -386,6 +440,11 @@ impl Transaction {
             query: None,
             waits_for_walsender: false,
             waits_for_sync_standby: false,
+            waits_for_client: false,
+            copied: None,
+            client: None,
+            client_gone: false,
+            client_process: ClientProcess::OfAnotherServer,
         }
     }
 
@@ -536,6 +595,7 @@ impl<'a> Row<'a> {
                 usename: self.optional("creator_usename")?,
                 application_name: self.text("creator_application")?,
                 client_addr,
+                client_process: ClientProcess::NotLookedUp,
             },
         })
     }
@@ -597,6 +657,10 @@ impl<'a> Row<'a> {
             sees_all: self.required("sees_all")?,
             position: self.optional("position")?,
             next_xid: self.next_xid()?,
+            is_enabled: self.text("enabled")? != "off",
+            blocker_action: self.text("blocker_action")?,
+            blocker_scope: self.text("blocker_scope")?,
+            protected_roles: self.text("protected_roles")?,
         })
     }
 
@@ -640,13 +704,15 @@ impl<'a> Row<'a> {
             (None, Some(gid)) => Holder::Prepared { gid },
             (None, None) => return Err(UnreadableRow { column: "pid" }),
         };
+        let client_addr: Option<String> = self.optional("client_addr")?;
         let mut transaction = Transaction {
             xid: self.required("xid")?,
             holder,
+            client: Client::from_activity(client_addr.as_deref(), self.optional("client_port")?),
             database: self.optional("database")?,
             usename: self.optional("usename")?,
             application_name: self.optional("application_name")?,
-            client_addr: self.optional("client_addr")?,
+            client_addr,
             state: self.optional("state")?,
             state_since: self.timestamp("state_since")?,
             started: self.timestamp("started")?,
@@ -656,6 +722,11 @@ impl<'a> Row<'a> {
                 .to_ascii_lowercase()
                 .starts_with("libpqwalreceiver"),
             waits_for_sync_standby: wait_event == "SyncRep",
+            waits_for_client: wait_event == "ClientRead",
+            copied: self.optional("copied")?,
+            // Not known to SQL.
+            client_gone: false,
+            client_process: ClientProcess::OfAnotherServer,
         };
         transaction.cut_query(QUERY_LIMIT);
         Ok(transaction)
@@ -816,9 +887,11 @@ mod tests {
             "usename",
             "application_name",
             "client_addr",
+            "client_port",
             "backend_type",
             "state",
             "wait_event",
+            "copied",
             "state_since",
             "started",
             "xact_start",

@@ -214,11 +214,16 @@ impl Schedule {
         }
     }
 
+    /// Whether a running transaction must end before the builder leaves its present phase.
+    pub fn waits_for(&self, xid: Xid) -> bool {
+        self.needs.is_some_and(|bound| xid.precedes(bound))
+    }
+
     /// Whether a running transaction must end before the slot can be usable. `lasting`: it has run
     /// for so long that it will still run when the builder reaches its next phase, which then
     /// waits for it.
     pub fn must_end(&self, xid: Xid, lasting: bool) -> bool {
-        self.needs.is_some_and(|bound| xid.precedes(bound))
+        self.waits_for(xid)
             || match self.phase {
                 Phase::Start | Phase::Building => lasting,
                 Phase::Full => false,

@@ -201,6 +201,7 @@ struct Element<'a> {
     xact_start: Option<&'a str>,
     query: Option<&'a str>,
     is_creator_peer: bool,
+    client_gone: bool,
 }
 
 impl<'a> Element<'a> {
@@ -217,6 +218,7 @@ impl<'a> Element<'a> {
             xact_start: transaction.xact_start.as_deref(),
             query: transaction.query.as_deref(),
             is_creator_peer: kinship(creator, transaction) != Kinship::None,
+            client_gone: transaction.client_gone,
         }
     }
 }
@@ -263,6 +265,7 @@ mod tests {
             "xact_start",
             "query",
             "is_creator_peer",
+            "client_gone",
         ] {
             assert!(blocker.get(key).is_some(), "{key}");
         }

@@ -233,6 +233,12 @@ pub struct Introduction {
     /// The end of its WAL, where it writes its own.
     pub position: Option<Lsn>,
     pub next_xid: Xid,
+    /// `slot_self_heal.enabled`, and on without it.
+    pub is_enabled: bool,
+    /// `slot_self_heal.*` there, empty without it. A name is not checked before it is used.
+    pub blocker_action: String,
+    pub blocker_scope: String,
+    pub protected_roles: String,
 }
 
 impl Introduction {
@@ -245,12 +251,25 @@ impl Introduction {
                 schema: schema.clone(),
             });
         match extension {
-            Some(writer) if self.may_use_schema && self.may_use_extension => Ok(writer),
+            Some(writer) if self.may_use_schema && self.may_use_extension && self.is_enabled => {
+                Ok(writer)
+            }
             // Only the extension passes a request on.
+            Some(_) if self.in_recovery && !self.is_enabled => {
+                Err(Problem::disabled(name_the_primary()))
+            }
             None if self.in_recovery => Err(Problem::is_standby(&self.database)),
             Some(writer) if self.in_recovery => Err(self.not_permitted(&writer)),
             extension => match (self.may_use_core, extension) {
                 (Some(true), _) => Ok(Writer::Core),
+                // It need not be switched on for that.
+                (_, Some(_)) if !self.is_enabled => Err(Problem::disabled(Hint::run(
+                    grant(&Writer::Core, &self.role),
+                    comment!(
+                        "on the primary, in database {}: the server's own function",
+                        self.database
+                    ),
+                ))),
                 (_, Some(writer)) => Err(self.not_permitted(&writer)),
                 (Some(false), None) => Err(self.not_permitted(&Writer::Core)),
                 (None, None) => Err(Problem::too_old(&self.version, &self.database)),
@@ -274,8 +293,9 @@ impl Introduction {
                     "role {role} may not execute {schema}.slot_self_heal_end_blocker(xid, interval) \
                      in database \"{database}\" of the upstream"
                 ),
-                hint: self.grant_usage(schema).then(Hint::run(
+                hint: Hint::run(
                     sql![
+                        self.grant_usage(schema),
                         "GRANT EXECUTE ON FUNCTION ",
                         Identifier(schema),
                         ".slot_self_heal_end_blocker(xid, interval) TO ",
@@ -283,10 +303,10 @@ impl Introduction {
                         ";"
                     ],
                     comment!(
-                        "on the primary, in database {database}, if this standby may have \
-                             blockers ended there by the primary's rules"
+                        "on the primary, in database {database}, if this standby may have blockers \
+                         ended there by the primary's rules"
                     ),
-                )),
+                ),
             }),
             (_, None) | (None, _) => Err(Problem {
                 kind: Kind::NotConfigured,
@@ -325,44 +345,51 @@ impl Introduction {
     }
 
     /// What a function in the extension's schema takes besides the privilege on itself.
-    fn grant_usage(&self, schema: &str) -> Hint {
+    fn grant_usage(&self, schema: &str) -> Sql {
         if self.may_use_schema {
-            Hint::default()
+            sql![""]
         } else {
-            Hint::from(sql![
+            sql![
                 "GRANT USAGE ON SCHEMA ",
                 Identifier(schema),
                 " TO ",
                 Identifier(&self.role),
-                ";"
-            ])
+                "; "
+            ]
         }
     }
 
     fn not_permitted(&self, writer: &Writer) -> Problem {
         let Self { role, database, .. } = self;
+        let usage = match writer {
+            Writer::Extension { schema } => self.grant_usage(schema),
+            Writer::Core => sql![""],
+        };
         Problem {
             kind: Kind::NotPermitted,
             message: format!(
                 "role {role} may not execute {writer} in database \"{database}\" of the upstream"
             ),
-            hint: match writer {
-                Writer::Extension { schema } => self.grant_usage(schema),
-                Writer::Core => Hint::default(),
-            }
-            .then(grant(
-                writer,
-                role,
-                &format!(
+            hint: Hint::run(
+                sql![usage, grant(writer, role)],
+                comment!(
                     "on the primary, in database {database}: privileges on functions belong to one \
                      database"
                 ),
-            )),
+            ),
         }
     }
 }
 
 impl Problem {
+    fn disabled(hint: Hint) -> Self {
+        Self {
+            kind: Kind::NotConfigured,
+            message: "slot_self_heal.enabled is off on the upstream".into(),
+            hint,
+        }
+    }
+
     pub fn no_conninfo() -> Self {
         Self {
             kind: Kind::NotConfigured,
@@ -454,6 +481,16 @@ impl Problem {
         }
     }
 
+    /// Says so of one that is tried again after long pauses only.
+    pub fn tried_again_within(mut self, longest: Duration) -> Self {
+        self.hint = self.hint.then(Hint::say(comment!(
+            "once that is mended, the next try comes within {}, or at once after this, on this \
+             standby: SELECT pg_reload_conf();",
+            in_words(longest)
+        )));
+        self
+    }
+
     pub fn timed_out(limit: Duration) -> Self {
         Self {
             kind: Kind::Unreachable,
@@ -513,14 +550,27 @@ impl Problem {
             message:
                 "the upstream has the extension slot_self_heal, but did not preload its library"
                     .into(),
-            hint: grant(
-                &Writer::Core,
-                role,
-                &format!(
+            hint: Hint::run(
+                grant(&Writer::Core, role),
+                comment!(
                     "on the primary, in database {database}. Or add slot_self_heal to \
                      shared_preload_libraries there and restart it"
                 ),
             ),
+        }
+    }
+
+    /// What it answered is of no use; what it is.
+    pub fn unusable(what: &str) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!(
+                "the upstream did not answer as a PostgreSQL server would: it sent {what}"
+            ),
+            hint: Hint::say(comment!(
+                "on this standby: does primary_conninfo, or slot_self_heal.primary_conninfo, lead \
+                 straight to the primary?"
+            )),
         }
     }
 
@@ -538,17 +588,14 @@ impl Problem {
 }
 
 /// The privilege to have a record written.
-fn grant(writer: &Writer, role: &str, where_and_why: &str) -> Hint {
-    Hint::run(
-        sql![
-            "GRANT EXECUTE ON FUNCTION ",
-            writer.call(),
-            " TO ",
-            Identifier(role),
-            ";"
-        ],
-        comment!("{where_and_why}"),
-    )
+fn grant(writer: &Writer, role: &str) -> Sql {
+    sql![
+        "GRANT EXECUTE ON FUNCTION ",
+        writer.call(),
+        " TO ",
+        Identifier(role),
+        ";"
+    ]
 }
 
 /// For what only the primary can do. To be filled in first, and so not SQL.
@@ -624,6 +671,10 @@ mod tests {
             sees_all: false,
             position: Some(Lsn::new(100)),
             next_xid: Xid::new(700).expect("a normal xid"),
+            is_enabled: true,
+            blocker_action: "report".into(),
+            blocker_scope: "idle".into(),
+            protected_roles: String::new(),
         }
     }
 
@@ -654,7 +705,7 @@ mod tests {
         let hint = problem.hint.to_string();
         assert!(
             hint.starts_with(
-                "GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE ON FUNCTION \
+                "GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE ON FUNCTION \
                  public.slot_self_heal_end_blocker(xid, interval) TO replicator; --"
             ),
             "{hint}"
@@ -696,7 +747,7 @@ mod tests {
         });
         let hint = closed_schema.hint.to_string();
         assert!(
-            hint.starts_with("GRANT USAGE ON SCHEMA public TO replicator;\nGRANT EXECUTE"),
+            hint.starts_with("GRANT USAGE ON SCHEMA public TO replicator; GRANT EXECUTE"),
             "{hint}"
         );
         let old = problem(Introduction {
@@ -744,19 +795,34 @@ mod tests {
             ..introduction()
         };
         let hint = hostile.writer().expect_err("a problem").hint.to_string();
-        let mut lines = hint.lines();
+        let (statements, _) = hint.split_once(" -- on the primary").expect("a comment");
         assert_eq!(
-            lines.next(),
-            Some(
-                "GRANT USAGE ON SCHEMA \"s; DROP TABLE customers; --\" TO \"r; DROP TABLE \
-                 customers; --\";"
-            )
+            statements,
+            "GRANT USAGE ON SCHEMA \"s; DROP TABLE customers; --\" TO \"r; DROP TABLE customers; \
+             --\"; GRANT EXECUTE ON FUNCTION \"s; DROP TABLE customers; --\".\
+             slot_self_heal_nudge() TO \"r; DROP TABLE customers; --\";"
         );
-        assert!(lines.next().is_some_and(|line| line.starts_with(
-            "GRANT EXECUTE ON FUNCTION \"s; DROP TABLE customers; --\".slot_self_heal_nudge() TO \
-             \"r; DROP TABLE customers; --\"; -- "
-        )));
-        assert_eq!(lines.next(), None);
+    }
+
+    #[test]
+    fn an_upstream_that_is_switched_off_is_not_asked() {
+        let off = || Introduction {
+            is_enabled: false,
+            ..introduction()
+        };
+        assert_eq!(off().writer(), Ok(Writer::Core));
+        let off_without_core = Introduction {
+            may_use_core: Some(false),
+            ..off()
+        };
+        let off_standby = Introduction {
+            in_recovery: true,
+            ..off()
+        };
+        for introduction in [off_without_core, off_standby] {
+            let problem = introduction.writer().expect_err("a problem");
+            assert!(problem.message.contains("enabled is off"), "{problem:?}");
+        }
     }
 
     #[test]

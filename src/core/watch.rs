@@ -44,7 +44,8 @@ pub struct Sent {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Watch {
     pub episodes: BTreeMap<SlotName, Episode>,
-    /// The blockers of all episodes together, present and past, oldest first.
+    /// The blockers of all episodes together, present and past, and those of former creations that
+    /// have not ended; oldest first.
     pub blockers: Vec<Blocker>,
     /// How many episodes were left out where there was not room for all.
     pub more_episodes: usize,
@@ -203,24 +204,28 @@ impl Watch {
             .into_iter()
             .map(|blocker| (blocker.xid(), blocker))
             .collect();
-        let blocks = self.named(|episode| &episode.blockers);
+        let named = self.named_blockers();
+        let front: HashSet<Xid> = self.episodes.values().flat_map(Episode::front).collect();
         for transaction in &observation.transactions {
-            if blocks.contains(&transaction.xid) {
-                let transaction = transaction.clone();
-                self.blockers.push(match before.remove(&transaction.xid) {
-                    Some(mut blocker) => {
-                        blocker.observe(transaction, now);
-                        blocker
-                    }
-                    None => Blocker::new(transaction, now),
-                });
+            let xid = transaction.xid;
+            let remembered = before.remove(&xid).filter(|b| b.is_of(transaction));
+            let blocker = match remembered {
+                // One that blocks nothing at the moment may block the next try.
+                Some(blocker) => blocker,
+                None if named.contains(&xid) => Blocker::new(transaction.clone(), now),
+                None => continue,
+            };
+            self.blockers.push(blocker);
+            if let Some(blocker) = self.blockers.last_mut() {
+                blocker.observe(transaction.clone(), front.contains(&xid), now);
             }
         }
         self.forget_briefest(before.values());
         let blocked = self.named(|episode| &episode.past_blockers);
+        let may_go_on = |blocker: &Blocker| observation.may_run_unseen(blocker.xid());
         let past = before.into_values();
         self.blockers
-            .extend(past.filter(|blocker| blocked.contains(&blocker.xid())));
+            .extend(past.filter(|blocker| blocked.contains(&blocker.xid()) || may_go_on(blocker)));
         let next = observation.running.next;
         self.blockers
             .sort_by_key(|blocker| Reverse(blocker.xid().age(next)));
@@ -239,6 +244,11 @@ impl Watch {
                 episode.past_blockers.truncate(REMEMBERED);
             }
         }
+    }
+
+    /// The blockers of the creations that go on.
+    pub fn named_blockers(&self) -> HashSet<Xid> {
+        self.named(|episode| &episode.blockers)
     }
 
     fn named(&self, by: impl Fn(&Episode) -> &Vec<Xid>) -> HashSet<Xid> {
@@ -270,7 +280,7 @@ impl Watch {
     }
 
     fn drop_unnamed_blockers(&mut self) {
-        let named = self.named(|episode| &episode.blockers);
+        let named = self.named_blockers();
         self.blockers
             .retain(|blocker| named.contains(&blocker.xid()));
     }
@@ -680,7 +690,58 @@ mod tests {
         };
         watch.update(&waiting(60_000, vec![next]));
         let blocker = watch.blocker(xid(701)).expect("a blocker");
-        assert_eq!((blocker.since, blocker.told), (at(60_000), None));
+        assert_eq!(
+            (blocker.blocked_for(), blocker.told),
+            (Duration::ZERO, None)
+        );
+    }
+
+    /// As clients do that give up and try again.
+    #[test]
+    fn a_transaction_blocks_one_try_after_the_other() {
+        let mut watch = Watch::default();
+        for start in [0, 10_000, 20_000] {
+            for second in 0..4 {
+                let slots = vec![building("x", CreatorWait::Transaction)];
+                watch.update(&observation(
+                    start + second * 1000,
+                    slots,
+                    vec![session(700, 1)],
+                ));
+            }
+            watch.update(&observation(
+                start + 4000,
+                Vec::new(),
+                vec![session(700, 1)],
+            ));
+            assert!(watch.is_empty());
+        }
+        let seconds = Duration::from_secs;
+        assert_eq!(watch.blockers[0].blocked_for(), seconds(12));
+        // A server that took over has given the same xid to somebody else.
+        let mut taken_over = watch.clone();
+        taken_over.update(&waiting(30_000, vec![session(700, 2)]));
+        assert_eq!(taken_over.blockers[0].blocked_for(), seconds(0));
+        watch.update(&observation(30_000, Vec::new(), Vec::new()));
+        assert!(watch.blockers.is_empty(), "it has ended");
+    }
+
+    /// The builder's second phase will wait for it, and it is named; but as long as the first one
+    /// lasts, its end would be of no use.
+    #[test]
+    fn who_blocks_only_later_has_its_grace_then() {
+        let late = session(1001, 2);
+        let mut watch = watching(vec![session(700, 1)]);
+        watch.update(&waiting(2000, vec![session(700, 1), late.clone()]));
+        assert_eq!(episode(&watch).blockers, [xid(700), xid(1001)]);
+        assert_eq!(episode(&watch).front(), [xid(700)]);
+        watch.update(&waiting(9000, vec![session(700, 1), late.clone()]));
+        watch.update(&waiting(10_000, vec![late.clone()]));
+        watch.update(&waiting(13_000, vec![late]));
+        let blocked_for = |number| watch.blocker(xid(number)).map(Blocker::blocked_for);
+        assert_eq!(blocked_for(700), Some(Duration::from_secs(9)));
+        assert_eq!(blocked_for(1001), Some(Duration::from_secs(3)));
+        assert_eq!(episode(&watch).front(), [xid(1001)]);
     }
 
     #[test]
@@ -749,7 +810,7 @@ mod tests {
         let mut resumed: Watch = serde_json::from_str(&text).expect("its own text");
         assert_eq!(resumed.blockers, watch.blockers);
         assert!(resumed.update(&waiting(20, transactions)).is_empty());
-        assert_eq!(resumed.blockers[0].since, at(0));
+        assert_eq!(resumed.blockers[0].blocked_for(), Duration::from_millis(20));
         assert_eq!(episode(&resumed).started, at(0));
     }
 

@@ -1,10 +1,13 @@
-//! Whether those who create slots still have their clients.
+//! What the kernel knows of the clients of those who create slots, and of those who hold them up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::connection::Connections;
-use crate::core::observation::{Connection, Creator, Pid, Slot};
+use crate::core::observation::{
+    Client, ClientProcess, Connection, Creator, Pid, Slot, Transaction,
+};
+use crate::core::xid::Xid;
 
 /// Before the first look, as most creations are over by then, and between two. To look costs more
 /// than a scan: 10 ms where the server has a thousand connections.
@@ -18,37 +21,80 @@ const SELDOM: Duration = Duration::from_secs(3);
 pub struct Clients {
     connections: Connections,
     seen: HashMap<Pid, Connection>,
+    processes: HashMap<Pid, ClientProcess>,
     /// `None` while nobody creates a slot.
     next_look: Option<Instant>,
 }
 
 impl Clients {
-    /// Tells each creator's connection, as of the last look.
-    pub fn look_at(&mut self, slots: &mut [Slot]) {
-        let mut creators: Vec<_> = slots.iter_mut().filter_map(Slot::creator).collect();
+    /// Tells each creator's connection and client, and those of the transactions in `blockers`, as
+    /// of the last look.
+    pub fn look_at(
+        &mut self,
+        slots: &mut [Slot],
+        transactions: &mut [Transaction],
+        blockers: &HashSet<Xid>,
+    ) {
+        let mut creators: Vec<_> = slots.iter_mut().filter_map(Slot::creator_mut).collect();
         if creators.is_empty() {
             *self = Self::default();
             return;
         }
+        let mut blockers: Vec<_> = transactions
+            .iter_mut()
+            .filter(|transaction| blockers.contains(&transaction.xid))
+            .collect();
         let now = Instant::now();
         if now >= *self.next_look.get_or_insert(now + INTERVAL) {
-            self.look(&creators);
+            self.look(clients_of(&creators, &blockers));
         }
         for creator in &mut creators {
-            if let Some(connection) = self.seen.get(&creator.identity.pid) {
-                creator.connection = *connection;
+            let pid = creator.identity.pid;
+            creator.connection = self.connection(pid);
+            creator.identity.client_process = self.process(pid, creator.client);
+        }
+        for blocker in &mut blockers {
+            if let Some(pid) = blocker.pid() {
+                blocker.client_gone = self.connection(pid) == Connection::Closed;
+                blocker.client_process = self.process(pid, blocker.client);
             }
         }
     }
 
-    fn look(&mut self, creators: &[&mut Creator]) {
+    /// Looks with the next scan.
+    pub fn look_soon(&mut self) {
+        if let Some(next_look) = &mut self.next_look {
+            *next_look = Instant::now();
+        }
+    }
+
+    fn look(&mut self, clients: HashMap<Pid, Client>) {
         let begun = Instant::now();
-        let clients = creators
-            .iter()
-            .filter_map(|creator| Some((creator.identity.pid, creator.client?)))
-            .collect();
         self.seen = self.connections.look(&clients);
+        self.processes = self.connections.client_processes(&clients);
         let rest = (begun.elapsed() * SHARE).clamp(INTERVAL, SELDOM);
         self.next_look = Some(Instant::now() + rest);
     }
+
+    fn connection(&self, pid: Pid) -> Connection {
+        self.seen.get(&pid).copied().unwrap_or(Connection::Unknown)
+    }
+
+    fn process(&self, pid: Pid, client: Option<Client>) -> ClientProcess {
+        match client {
+            // There is none to be looked up.
+            None => ClientProcess::Unknown,
+            Some(_) => self.processes.get(&pid).copied().unwrap_or_default(),
+        }
+    }
+}
+
+fn clients_of(creators: &[&mut Creator], blockers: &[&mut Transaction]) -> HashMap<Pid, Client> {
+    let creators = creators
+        .iter()
+        .filter_map(|creator| Some((creator.identity.pid, creator.client?)));
+    let blockers = blockers
+        .iter()
+        .filter_map(|blocker| Some((blocker.pid()?, blocker.client?)));
+    creators.chain(blockers).collect()
 }

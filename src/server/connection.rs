@@ -20,8 +20,9 @@ use std::path::{Path, PathBuf};
 use procfs::ProcResult;
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 
+use super::client_process;
 use super::unix_diag::UnixDiag;
-use crate::core::observation::{Client, Connection, Pid};
+use crate::core::observation::{Client, ClientProcess, Connection, Pid};
 
 pub const SUPPORTED: bool = true;
 
@@ -29,6 +30,7 @@ pub const SUPPORTED: bool = true;
 #[derive(Default)]
 pub struct Connections {
     sockets: HashMap<Pid, Socket>,
+    processes: HashMap<(Pid, Client), ClientProcess>,
 }
 
 /// The socket over which a backend talks to its client: the same one, at the same descriptor, for
@@ -51,6 +53,32 @@ impl Connections {
         let kernel = Kernel::ask(clients);
         let look = |(&pid, &client)| (pid, self.look_at(pid, client, &kernel));
         clients.iter().map(look).collect()
+    }
+
+    /// The processes at the other ends of these connections, after they were looked at. An end
+    /// stays with its process, so each is looked up once.
+    pub fn client_processes(
+        &mut self,
+        clients: &HashMap<Pid, Client>,
+    ) -> HashMap<Pid, ClientProcess> {
+        let is_of_interest = |&(pid, client): &(Pid, Client)| clients.get(&pid) == Some(&client);
+        self.processes.retain(|session, _| is_of_interest(session));
+        let unknown: HashMap<Pid, Client> = clients
+            .iter()
+            .filter(|(pid, client)| !self.processes.contains_key(&(**pid, **client)))
+            .map(|(pid, client)| (*pid, *client))
+            .collect();
+        let backend_inode = |pid| self.sockets.get(&pid).map(|socket| socket.inode);
+        let found = client_process::find(&unknown, backend_inode);
+        for (pid, client) in unknown {
+            let process = found.get(&pid).copied();
+            let process = process.map_or(ClientProcess::Unknown, ClientProcess::Known);
+            self.processes.insert((pid, client), process);
+        }
+        let processes = self.processes.iter();
+        processes
+            .map(|((pid, _), process)| (*pid, *process))
+            .collect()
     }
 
     fn look_at(&mut self, pid: Pid, client: Client, kernel: &Kernel) -> Connection {
@@ -89,7 +117,7 @@ impl Socket {
 }
 
 /// The inode of the socket at a descriptor; `None` if there is none, or we may not know.
-fn inode_at(descriptor: &Path) -> Option<u64> {
+pub(super) fn inode_at(descriptor: &Path) -> Option<u64> {
     let target = fs::read_link(descriptor).ok()?;
     let inode = target.to_str()?.strip_prefix("socket:[")?;
     inode.strip_suffix(']')?.parse().ok()

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::core::observation::{Client, Connection, Pid};
+use crate::core::observation::{Client, ClientProcess, Connection, Pid};
 
 pub const SUPPORTED: bool = false;
 
@@ -12,6 +12,14 @@ pub struct Connections;
 impl Connections {
     pub fn look(&mut self, clients: &HashMap<Pid, Client>) -> HashMap<Pid, Connection> {
         let unknown = |pid: &Pid| (*pid, Connection::Unknown);
+        clients.keys().map(unknown).collect()
+    }
+
+    pub fn client_processes(
+        &mut self,
+        clients: &HashMap<Pid, Client>,
+    ) -> HashMap<Pid, ClientProcess> {
+        let unknown = |pid: &Pid| (*pid, ClientProcess::Unknown);
         clients.keys().map(unknown).collect()
     }
 }

@@ -1,11 +1,17 @@
 //! What is true of transactions at the moment when they are judged.
 
+use std::time::Duration;
+
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 
 use super::scan::{self, ScanError};
-use crate::core::guard::Standing;
-use crate::core::observation::Transaction;
+use crate::core::blocker::Blocker;
+use crate::core::guard::{self, Evidence, Guard, Sentence, Standing};
+use crate::core::hint::quote_literal;
+use crate::core::observation::{CreatorIdentity, Transaction};
+use crate::core::policy::BlockerRule;
+use crate::core::time::Timestamp;
 use crate::core::xid::Xid;
 
 const STANDING: &str = include_str!("../../sql/standing.sql");
@@ -14,6 +20,40 @@ const STANDING: &str = include_str!("../../sql/standing.sql");
 pub struct Case {
     pub transaction: Transaction,
     pub standing: Option<Standing>,
+}
+
+/// The query for a connection that takes no parameters.
+pub fn standing_of(xids: &[Xid], protected_roles: &[String]) -> String {
+    let array = |texts: Vec<String>| format!("ARRAY[{}]::pg_catalog.text[]", texts.join(", "));
+    let xids = xids.iter().map(|xid| quote_literal(&xid.to_string()));
+    let roles = protected_roles.iter().map(|role| quote_literal(role));
+    STANDING
+        .replace("$1", &array(xids.collect()))
+        .replace("$2", &array(roles.collect()))
+}
+
+impl Case {
+    /// `remembered`: what was seen of it before.
+    pub fn judge<'a>(
+        &self,
+        remembered: &Blocker,
+        blocked_for: Duration,
+        creators: impl Iterator<Item = &'a CreatorIdentity>,
+        rule: &BlockerRule,
+        now: Timestamp,
+    ) -> Result<Sentence, Guard> {
+        let mut transaction = self.transaction.clone();
+        if remembered.is_of(&transaction) {
+            transaction.client_process = remembered.transaction.client_process;
+        }
+        let evidence = Evidence {
+            transaction: &transaction,
+            standing: self.standing.as_ref(),
+            blocked_for,
+            quiet_since: remembered.quiet_since(&transaction),
+        };
+        guard::judge(evidence, creators, rule, now)
+    }
 }
 
 /// Looks at these transactions anew. Those that have ended are left out. Must run in a transaction.

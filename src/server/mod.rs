@@ -1,6 +1,8 @@
 //! The only code that touches the server: its shared memory, its functions, its SQL.
 #![allow(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+mod client_process;
 pub mod clients;
 #[cfg_attr(not(target_os = "linux"), path = "connection_elsewhere.rs")]
 pub mod connection;

@@ -10,6 +10,7 @@ use pgrx::{check_for_interrupts, pg_sys};
 pub use super::version::wait_event;
 use super::{setting, version};
 use crate::core::observation::Pid;
+use crate::core::time::Timestamp;
 
 static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 
@@ -125,6 +126,24 @@ fn reload_if_asked() {
             pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
         }
     }
+}
+
+/// How much memory of its own this process has: what it allocated, touched or not, in bytes. Zero
+/// where nobody tells.
+pub fn memory() -> usize {
+    // The sixth number, in pages (proc(5)).
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|numbers| numbers.split_whitespace().nth(5)?.parse::<usize>().ok());
+    // SAFETY: asks for a constant.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    pages.unwrap_or(0) * usize::try_from(page).unwrap_or(0)
+}
+
+/// When this process last loaded the configuration, as `pg_conf_load_time()` says.
+pub fn configured_at() -> Timestamp {
+    // SAFETY: written by this process alone, when it reloads.
+    Timestamp::new(unsafe { pg_sys::PgReloadTime })
 }
 
 /// Shows in `pg_stat_activity` whether the worker works.

@@ -1,5 +1,8 @@
 //! What the log is told.
 
+use std::backtrace::Backtrace;
+use std::env;
+
 use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{function_name, pg_sys};
@@ -12,6 +15,27 @@ pub struct Notice {
     pub message: String,
     pub detail: Option<String>,
     pub hint: Option<String>,
+}
+
+/// Makes errors the same whatever the environment that the server was started in.
+///
+/// pgrx adds a backtrace to the DETAIL of each error that passes through Rust, Postgres's own
+/// included, where one is captured (`detail_with_backtrace`, `panic.rs`). With a `RUST_BACKTRACE` in
+/// the postmaster's environment one is: clients would be sent pages of it. Whether to capture is
+/// decided by the environment at the first time and remembered (`std::backtrace`), in a variable of
+/// this library's own copy of std; so it is decided here, and other libraries are left alone.
+pub fn without_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    let before = env::var_os(VARIABLE);
+    // SAFETY: a server process has one thread, as setenv(3) asks for.
+    unsafe {
+        env::set_var(VARIABLE, "0");
+        drop(Backtrace::capture());
+        match before {
+            Some(value) => env::set_var(VARIABLE, value),
+            None => env::remove_var(VARIABLE),
+        }
+    }
 }
 
 pub fn log(notice: Notice) {

@@ -1,5 +1,6 @@
 //! One look at the slots and at the transactions that may hold them up.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 
 use pgrx::datum::DatumWithOid;
@@ -10,7 +11,7 @@ use super::clients::Clients;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
 use crate::core::observation::{
-    Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
+    ClientProcess, Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
 };
 use crate::core::replay::Conflict;
 use crate::core::xid::Xid;
@@ -34,14 +35,24 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// One look.
-    pub fn observe(&mut self) -> Result<Observation, Notice> {
+    /// One look. `blockers`: the transactions that are known to hold creations up, of whose clients
+    /// more is to be known.
+    pub fn observe(&mut self, blockers: &HashSet<Xid>) -> Result<Observation, Notice> {
         let mut observation = self.scan()?;
-        self.clients.look_at(&mut observation.slots);
+        self.clients.look_at(
+            &mut observation.slots,
+            &mut observation.transactions,
+            blockers,
+        );
         if let Some(replay) = &mut observation.replay {
             self.conflict.bridge(replay);
         }
         Ok(observation)
+    }
+
+    /// Has the next look tell all that the kernel knows of clients.
+    pub fn look_at_clients_soon(&mut self) {
+        self.clients.look_soon();
     }
 
     /// What SQL tells, in a transaction of the worker's own.
@@ -54,10 +65,7 @@ impl Scanner {
             let (transactions, replay) = match role {
                 Role::Primary => {
                     let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
-                    (
-                        query(transactions, &[], |row| row.into_transaction())?,
-                        None,
-                    )
+                    (query(transactions, &[], own_transaction)?, None)
                 }
                 Role::Standby => {
                     let replay = planned(&mut self.replay, REPLAY)?;
@@ -87,7 +95,7 @@ impl Scanner {
     }
 
     fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {
-        let mut creators: Vec<_> = slots.iter_mut().filter_map(Slot::creator).collect();
+        let mut creators: Vec<_> = slots.iter_mut().filter_map(Slot::creator_mut).collect();
         if creators.is_empty() {
             return Ok(());
         }
@@ -127,7 +135,16 @@ pub fn slots() -> Result<Vec<Slot>, ScanError> {
 
 /// Every transaction that has an xid, as of the current transaction.
 pub fn transactions() -> Result<Vec<Transaction>, ScanError> {
-    query(TRANSACTIONS, &[], |row| row.into_transaction())
+    query(TRANSACTIONS, &[], own_transaction)
+}
+
+/// Of this server's own, whose kernel can be asked about its client.
+fn own_transaction(row: Row<'_>) -> Result<Transaction, UnreadableRow> {
+    let transaction = row.into_transaction()?;
+    Ok(Transaction {
+        client_process: ClientProcess::NotLookedUp,
+        ..transaction
+    })
 }
 
 fn next_xid() -> Result<Xid, ScanError> {

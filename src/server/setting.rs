@@ -157,18 +157,20 @@ unsafe extern "C-unwind" fn check_names(
 pub fn names(list: &CStr) -> Option<Vec<String>> {
     let mut list = list.to_bytes_with_nul().to_vec();
     let mut found: *mut pg_sys::List = ptr::null_mut();
-    // SAFETY: a text of ours, which the function cuts into names, and a list that it makes of them.
+    // SAFETY: a text of ours, which the function cuts into names, and a list that it makes of them:
+    // also where it then finds something that is no name.
     unsafe {
         let separator = b','.cast_signed();
-        if !pg_sys::SplitIdentifierString(list.as_mut_ptr().cast(), separator, &mut found) {
-            return None;
-        }
-        let cells = (0..pg_sys::list_length(found))
-            .map(|index| CStr::from_ptr(pg_sys::list_nth(found, index).cast()))
-            .map(|name| name.to_string_lossy().into_owned())
-            .collect();
+        let is_list =
+            pg_sys::SplitIdentifierString(list.as_mut_ptr().cast(), separator, &mut found);
+        let names = is_list.then(|| {
+            (0..pg_sys::list_length(found))
+                .map(|index| CStr::from_ptr(pg_sys::list_nth(found, index).cast()))
+                .map(|name| name.to_string_lossy().into_owned())
+                .collect()
+        });
         pg_sys::list_free(found);
-        Some(cells)
+        names
     }
 }
 

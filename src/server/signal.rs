@@ -2,20 +2,16 @@
 //!
 //! Between the judgement and the signal a transaction may end, and its session begin another. A
 //! lock held meanwhile keeps that from happening: no transaction that has an xid ends, and no
-//! process leaves, while [`ProcArrayLock`](version::proc_array_lock) is held.
+//! process leaves, while `ProcArrayLock` is held.
 
 use std::ffi::CString;
 use std::ptr;
-use std::time::Duration;
 
 use pgrx::pg_sys;
 
-use super::hearing::Case;
 use super::version;
-use crate::core::guard::{self, Ending, Guard};
-use crate::core::observation::{CreatorIdentity, Pid, SlotName};
-use crate::core::policy::BlockerRule;
-use crate::core::time::Timestamp;
+use crate::core::guard::{Ending, Guard, Sentence};
+use crate::core::observation::{Pid, SlotName};
 use crate::core::xid::{Lsn, Xid};
 
 /// Why no signal was sent.
@@ -24,6 +20,12 @@ pub enum Unsent {
     /// It has ended, or is no longer what was judged.
     Over,
     Guarded(Guard),
+}
+
+/// Whether the locks that a signal takes are those that this library was made for. Else nothing is
+/// signalled.
+pub fn knows_the_locks() -> bool {
+    version::locks().is_some()
 }
 
 /// An LWLock in shared mode.
@@ -44,35 +46,33 @@ impl Drop for Shared {
     }
 }
 
-/// Judges a transaction that has blocked for so long, and ends it if it may be.
-pub fn end_if_allowed<'a>(
-    case: &Case,
-    blocked_for: Duration,
-    creators: impl Iterator<Item = &'a CreatorIdentity>,
-    rule: &BlockerRule,
-    now: Timestamp,
-) -> Result<Ending, Unsent> {
-    let standing = case.standing.as_ref();
-    let (pid, ending) = guard::judge(
-        &case.transaction,
-        standing,
-        blocked_for,
-        creators,
-        rule,
-        now,
-    )
-    .map_err(Unsent::Guarded)?;
-    end_transaction(pid, case.transaction.xid, ending)?;
-    Ok(ending)
-}
-
-/// Signals the session that holds this transaction.
+/// Signals the session that holds this transaction, if it is still as it was judged.
 ///
 /// An xid belongs to one transaction of one process, so the two together say what the start of that
 /// process would.
-fn end_transaction(pid: Pid, xid: Xid, ending: Ending) -> Result<(), Unsent> {
-    let _lock = Shared::acquire(version::proc_array_lock());
-    // SAFETY: with the lock held the entry, and its xid, stay as they are.
+///
+/// The lock keeps the xid where it is, but not its transaction from committing: the commit record is
+/// written and flushed before the xid goes (`RecordTransactionCommit`, `xact.c`). A cancel that comes
+/// then is served later, in the wait for a synchronous standby or in the session's next statement. From
+/// before the record is written until the commit shows in the CLOG, `DELAY_CHKPT_START` is set. What
+/// begins to commit between this look and the signal, some microseconds, is beyond our reach as it is
+/// beyond `pg_cancel_backend()`'s.
+pub fn end_transaction(xid: Xid, sentence: Sentence) -> Result<(), Unsent> {
+    let Sentence {
+        pid,
+        ending,
+        must_be_idle,
+    } = sentence;
+    let guarded = |guard| Err(Unsent::Guarded(guard));
+    if ending == Ending::Cancel && may_wait_for_sync_standby() {
+        return guarded(Guard::CancelMayCutCommit);
+    }
+    let Some(locks) = version::locks() else {
+        return guarded(Guard::UnknownLocks);
+    };
+    let _lock = Shared::acquire(locks.proc_array);
+    // SAFETY: with the lock held the entry, and its xid, stay as they are. The other fields are
+    // written by its process without a lock, so they are read once, by value.
     unsafe {
         let process = pg_sys::BackendPidGetProcWithLock(pid.get());
         if process.is_null() || Xid::new((*process).xid.into_inner()) != Some(xid) {
@@ -81,13 +81,31 @@ fn end_transaction(pid: Pid, xid: Xid, ending: Ending) -> Result<(), Unsent> {
         // What the process shows as its query may be cut off or switched off.
         let flags = u32::from((*process).statusFlags);
         if flags & pg_sys::PROC_VACUUM_FOR_WRAPAROUND != 0 {
-            return Err(Unsent::Guarded(Guard::PreventsWraparound));
+            return guarded(Guard::PreventsWraparound);
         }
-        if (*process).syncRepState != pg_sys::SYNC_REP_NOT_WAITING.cast_signed() {
-            return Err(Unsent::Guarded(Guard::Committed));
+        let delays = ptr::read_volatile(&raw const (*process).delayChkptFlags);
+        if delays.cast_unsigned() & pg_sys::DELAY_CHKPT_START != 0 {
+            return guarded(Guard::Commits);
+        }
+        let sync_rep = ptr::read_volatile(&raw const (*process).syncRepState);
+        if sync_rep != pg_sys::SYNC_REP_NOT_WAITING.cast_signed() {
+            return guarded(Guard::Committed);
+        }
+        let wait_event = ptr::read_volatile(&raw const (*process).wait_event_info);
+        if must_be_idle && wait_event != pg_sys::WaitEventClient::WAIT_EVENT_CLIENT_READ {
+            return guarded(Guard::JustIdle);
         }
     }
     send(pid, ending)
+}
+
+/// Whether commits wait for synchronous standbys (`SyncStandbysDefined`, `syncrep.h`).
+fn may_wait_for_sync_standby() -> bool {
+    // SAFETY: a setting's value, which stays until the next reload.
+    unsafe {
+        let names = pg_sys::SyncRepStandbyNames;
+        !names.is_null() && *names != 0
+    }
 }
 
 /// Cancels the creation of a slot, if this process still works on it.
@@ -102,7 +120,10 @@ pub fn cancel_creation(
     let Ok(name) = CString::new(slot.as_str()) else {
         return Err(Unsent::Over);
     };
-    let _lock = Shared::acquire(version::replication_slot_control_lock());
+    let Some(locks) = version::locks() else {
+        return Err(Unsent::Guarded(Guard::UnknownLocks));
+    };
+    let _lock = Shared::acquire(locks.replication_slot_control);
     // SAFETY: with the lock held no slot is made or dropped. Fields are read one by one, without a
     // reference to what other processes write.
     let goes_on = unsafe {

@@ -13,9 +13,11 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const REQUEST_SIZE: u32 = 40;
 const ANY_COOKIE: u64 = u64::MAX;
 const UDIAG_SHOW_NAME: u32 = 1;
+const UDIAG_SHOW_PEER: u32 = 4;
 const ANSWER_SIZE: usize = 16;
 const ESTABLISHED: u8 = 1;
 const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_SHUTDOWN: u16 = 6;
 /// Neither to be read from nor to be written to.
 const SHUTDOWN_MASK: u8 = 3;
@@ -31,6 +33,8 @@ pub struct Stream {
     /// The other end was closed, or shut down both ways (`unix_release_sock`, `unix_shutdown` in
     /// `af_unix.c`).
     pub is_shut: bool,
+    /// The inode of the other end.
+    pub peer: Option<u64>,
 }
 
 impl UnixDiag {
@@ -71,7 +75,7 @@ fn request(inode: u32) -> Vec<u8> {
         words([0, 0]),
         vec![family, 0, 0, 0],
         words([u32::MAX, inode]),
-        UDIAG_SHOW_NAME.to_ne_bytes().to_vec(),
+        (UDIAG_SHOW_NAME | UDIAG_SHOW_PEER).to_ne_bytes().to_vec(),
         ANY_COOKIE.to_ne_bytes().to_vec(),
     ]
     .concat()
@@ -90,11 +94,17 @@ fn read(answer: &[u8], inode: u32) -> Option<Stream> {
         return None;
     }
     let mut is_named = false;
-    let mut shutdown = None;
+    let (mut shutdown, mut peer) = (None, None);
     while let Some(size) = u16_at(attributes, 0) {
         let size = usize::from(size);
         match (u16_at(attributes, 2)?, attributes.get(4..size)?) {
             (UNIX_DIAG_NAME, name) => is_named = !name.is_empty(),
+            (UNIX_DIAG_PEER, inode) => {
+                peer = inode
+                    .try_into()
+                    .ok()
+                    .map(|bytes| u64::from(u32::from_ne_bytes(bytes)));
+            }
             (UNIX_DIAG_SHUTDOWN, mask) => shutdown = mask.first().copied(),
             _ => {}
         }
@@ -103,6 +113,7 @@ fn read(answer: &[u8], inode: u32) -> Option<Stream> {
     Some(Stream {
         is_named,
         is_shut: shutdown? == SHUTDOWN_MASK,
+        peer,
     })
 }
 
@@ -139,10 +150,17 @@ mod tests {
         let (name, unknown) = (attribute(UNIX_DIAG_NAME, b"/s\0"), attribute(5, &[9; 8]));
         for (mask, is_shut) in [(0, false), (1, false), (2, false), (3, true)] {
             let shutdown = attribute(UNIX_DIAG_SHUTDOWN, &[mask]);
-            let stream = |is_named| Some(Stream { is_named, is_shut });
-            let all = [&*name, &*unknown, &*shutdown].concat();
-            assert_eq!(read(&answer(&all), 7), stream(true));
-            assert_eq!(read(&answer(&shutdown), 7), stream(false));
+            let stream = |is_named, peer| {
+                Some(Stream {
+                    is_named,
+                    is_shut,
+                    peer,
+                })
+            };
+            let peer = attribute(UNIX_DIAG_PEER, &9_u32.to_ne_bytes());
+            let all = [&*name, &*unknown, &*peer, &*shutdown].concat();
+            assert_eq!(read(&answer(&all), 7), stream(true, Some(9)));
+            assert_eq!(read(&answer(&shutdown), 7), stream(false, None));
             assert_eq!(read(&answer(&all), 8), None, "another socket");
         }
         assert_eq!(read(&answer(&name), 7), None, "it does not say");

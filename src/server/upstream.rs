@@ -3,38 +3,61 @@
 //!
 //! Connected only while a slot is being built. A connection can fail in many ways and at any time;
 //! each is a [`Problem`] with its remedy, and tries come less and less often until one succeeds.
+//! Those that the other server refuses come least often: it writes a line into its log for each.
 
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::conninfo::Target;
+use super::hearing;
 use super::libpq::{Connection, Failure, Table};
-use crate::core::guard::Verdict;
+use super::process;
+use crate::core::guard::{Standing, Verdict};
 use crate::core::hint::{Identifier, sql};
 use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
+use crate::core::policy::BlockerRule;
+use crate::core::time::Timestamp;
 use crate::core::upstream::{
     Hop, Introduction, Kind, Login, Look, Problem, Record, Refusal, Writer,
 };
 use crate::core::xid::{Lsn, Xid};
+use crate::settings;
 
 /// For one conversation, connecting included.
 const LIMIT: Duration = Duration::from_secs(5);
 /// For one that another standby asked for, which should hear what became of it within its own.
 const LIMIT_FOR_ANOTHER: Duration = Duration::from_secs(4);
-/// After the first failure; it doubles with each.
+/// After the first failure; it doubles with each of its kind.
 const FIRST_REST: Duration = Duration::from_millis(250);
+/// The longest after what only a person can mend.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 
-/// Values are taken as bytes, whatever encoding they are in: otherwise the upstream would refuse to
-/// send what it can't convert. No object that a user made there is ever found by name. And what we
-/// no longer wait for should not go on for long.
-const SESSION_SETTINGS: &str = "SET client_encoding = 'SQL_ASCII'; \
-     SET search_path = pg_catalog, pg_temp; SET statement_timeout = '10s'";
+/// What is set in our session there, all in one message.
+const SESSION_SETTINGS: &str = include_str!("../../sql/upstream_session.sql");
 const INTRODUCTION: &str = include_str!("../../sql/upstream.sql");
-const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const REMOTE_SLOTS: &str = include_str!("../../sql/remote_slots.sql");
+/// The oldest transactions, and the queries of the oldest of those: a creation waits for the oldest
+/// longest, and the answer must not be longer than libpq may keep ([`Failure::TooMuch`]), however
+/// large the other server's `track_activity_query_size`. A query is not cut there: it may be in
+/// another encoding than the database, in which functions on text fail.
+static TRANSACTIONS: LazyLock<String> = LazyLock::new(|| {
+    let all = include_str!("../../sql/transactions.sql").replace(
+        QUERY,
+        "CASE WHEN pg_catalog.sum(pg_catalog.octet_length(t.query)) \
+                       OVER (ORDER BY pg_catalog.age(t.xid) DESC) OPERATOR(pg_catalog.<) 4194304 \
+              THEN t.query END AS query",
+    );
+    format!("SELECT t.* FROM ({all}) AS t ORDER BY pg_catalog.age(t.xid) DESC LIMIT 1000")
+});
+/// The column as it stands in that file.
+const QUERY: &str = "t.query";
+
+/// See [`Failure::TooMuch`].
+const TOO_MUCH: &str = "much more than was asked for";
 
 /// What the upstream is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +89,75 @@ struct Session {
     connection: Connection,
 }
 
+/// A problem, and how soon it may be over.
+struct Setback {
+    problem: Problem,
+    mended: Mended,
+}
+
+/// Who mends what went wrong.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mended {
+    /// Nobody need, or the next try costs the other server nothing to speak of.
+    Soon,
+    /// A person: the other server said no, and will as long as it is what it is.
+    ByHand,
+}
+
+impl Mended {
+    /// After an error with this SQLSTATE. Servers that start or stop, are full, or gave up for lack
+    /// of time will be better soon.
+    fn after(code: PgSqlErrorCode) -> Self {
+        use PgSqlErrorCode::{
+            ERRCODE_CONNECTION_EXCEPTION, ERRCODE_INSUFFICIENT_RESOURCES,
+            ERRCODE_OPERATOR_INTERVENTION, ERRCODE_SYSTEM_ERROR, ERRCODE_TRANSACTION_ROLLBACK,
+        };
+        let passing = [
+            ERRCODE_CONNECTION_EXCEPTION,
+            ERRCODE_TRANSACTION_ROLLBACK,
+            ERRCODE_INSUFFICIENT_RESOURCES,
+            ERRCODE_OPERATOR_INTERVENTION,
+            ERRCODE_SYSTEM_ERROR,
+        ];
+        // As `ERRCODE_TO_CATEGORY` (`elog.h`): two characters of six bits.
+        let class = |code: PgSqlErrorCode| code as i32 & 0xFFF;
+        if passing.map(class).contains(&class(code)) {
+            Self::Soon
+        } else {
+            Self::ByHand
+        }
+    }
+}
+
+impl From<Problem> for Setback {
+    fn from(problem: Problem) -> Self {
+        Self {
+            problem,
+            mended: Mended::Soon,
+        }
+    }
+}
+
 /// Pause after failures.
 struct Rest {
     target: Option<Target>,
+    /// When the server's configuration was last loaded.
+    configured: Timestamp,
+    mended: Mended,
+    /// One after the other, of this kind.
     failures: u32,
     until: Instant,
+}
+
+impl Rest {
+    fn is_for(&self, target: Option<&Target>) -> bool {
+        self.target.as_ref() == target && self.configured == process::configured_at()
+    }
+
+    /// It was over so long ago that what happened then says nothing of now.
+    fn is_long_over(&self) -> bool {
+        self.until.elapsed() > LONGEST_REST
+    }
 }
 
 /// One conversation.
@@ -92,42 +179,63 @@ impl Call {
 }
 
 impl Upstream {
+    /// A failure is not forgotten: a client that gives up soon and tries again would begin with
+    /// short pauses each time.
     pub fn disconnect(&mut self) {
         self.session = None;
     }
 
-    /// Whether it failed so recently that it is not asked. Another target is tried at once.
+    /// Whether it failed so recently that it is not asked. Another target is tried at once, and so
+    /// is the same one when the configuration was reloaded.
     pub fn rests(&self, database: &str) -> bool {
         self.rest.as_ref().is_some_and(|rest| {
-            Instant::now() < rest.until && rest.target == Target::from_settings(database.to_owned())
+            Instant::now() < rest.until
+                && rest.is_for(Target::from_settings(database.to_owned()).as_ref())
         })
     }
 
-    /// Asks. After a failure it rests, for `longest` at most.
+    /// Somebody else has been answered, so that it may be asked.
+    pub fn is_back(&mut self) {
+        self.rest = None;
+    }
+
+    /// Asks. After a failure it rests, for `longest` at most, or longer if only a person can mend
+    /// what it was.
     pub fn ask(&mut self, wish: Wish, database: &str, longest: Duration) -> Answer {
         let target = Target::from_settings(database.to_owned());
         let call = Call::new(Hop::default(), LIMIT);
         let mut answer = Answer::default();
-        answer.problem = self
-            .converse(wish, target.as_ref(), &call, &mut answer)
-            .err();
-        if answer.problem.is_some() {
-            self.fail(target, longest);
-        } else {
-            self.rest = None;
+        match self.converse(wish, target.as_ref(), &call, &mut answer) {
+            Ok(()) => self.rest = None,
+            Err(setback) => answer.problem = Some(self.fail(setback, target, longest)),
         }
         answer
     }
 
     /// It rests a while, longer with each failure.
-    fn fail(&mut self, target: Option<Target>, longest: Duration) {
-        let failures = self.rest.as_ref().map_or(0, |rest| rest.failures) + 1;
+    fn fail(&mut self, setback: Setback, target: Option<Target>, longest: Duration) -> Problem {
+        let Setback { problem, mended } = setback;
+        let before = self.rest.as_ref().filter(|rest| {
+            // What was refused for the first time should not rest as what was away for hours.
+            rest.mended == mended && rest.is_for(target.as_ref()) && !rest.is_long_over()
+        });
+        let failures = before.map_or(0, |rest| rest.failures) + 1;
         let pause = FIRST_REST * 2_u32.saturating_pow(failures.min(16) - 1);
+        let longest = match mended {
+            Mended::Soon => longest,
+            Mended::ByHand => LONGEST_REST,
+        };
         self.rest = Some(Rest {
             target,
+            configured: process::configured_at(),
+            mended,
             failures,
             until: Instant::now() + pause.min(longest),
         });
+        match mended {
+            Mended::Soon => problem,
+            Mended::ByHand => problem.tried_again_within(LONGEST_REST),
+        }
     }
 
     fn converse(
@@ -136,16 +244,17 @@ impl Upstream {
         target: Option<&Target>,
         call: &Call,
         answer: &mut Answer,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), Setback> {
         let target = target.ok_or_else(Problem::no_conninfo)?;
         let introduction = self.introduce(target, call)?;
         self.refuse_another_cluster(target, &introduction)?;
         let mut look = self.look(&introduction, call)?;
         // Asked for news only, it is of interest all the same whether it could write a record.
-        let record = introduction.writer().and_then(|writer| match wish {
-            Wish::News => Ok(None),
-            Wish::Record => self.write(&writer, &introduction, &look, call).map(Some),
-        });
+        let record = match (introduction.writer(), wish) {
+            (Ok(_), Wish::News) => Ok(None),
+            (Ok(writer), Wish::Record) => self.write(&writer, &introduction, &look, call).map(Some),
+            (Err(problem), Wish::News | Wish::Record) => Err(problem.into()),
+        };
         if let Ok(Some(record)) = &record {
             // Its WAL goes at least so far, which tells whether the record is still part of it.
             look.position = look.position.max(Some(record.lsn));
@@ -166,19 +275,49 @@ impl Upstream {
     ) -> Result<Vec<Verdict>, Problem> {
         let target = Target::from_settings(database.to_owned()).ok_or_else(Problem::no_conninfo)?;
         let answer = self.ask_to_end(blockers, &target);
-        if let Err(problem) = &answer
-            && problem.kind == Kind::Unreachable
-        {
-            self.fail(Some(target), longest_rest);
+        answer.map_err(|setback| self.fail_if_away(setback, target, longest_rest))
+    }
+
+    /// Whose these sessions are, and what the primary's settings let be done to them. It rests as
+    /// after [`Self::end_blockers`].
+    pub fn standings(
+        &mut self,
+        xids: &[Xid],
+        database: &str,
+        longest_rest: Duration,
+    ) -> Result<(Vec<Standing>, BlockerRule), Problem> {
+        let target = Target::from_settings(database.to_owned()).ok_or_else(Problem::no_conninfo)?;
+        let answer = self.ask_for_standings(xids, &target);
+        answer.map_err(|setback| self.fail_if_away(setback, target, longest_rest))
+    }
+
+    fn fail_if_away(&mut self, setback: Setback, target: Target, longest: Duration) -> Problem {
+        match setback.problem.kind {
+            Kind::Unreachable => self.fail(setback, Some(target), longest),
+            Kind::NotConfigured | Kind::NotPermitted | Kind::IsStandby => setback.problem,
         }
-        answer
+    }
+
+    fn ask_for_standings(
+        &mut self,
+        xids: &[Xid],
+        target: &Target,
+    ) -> Result<(Vec<Standing>, BlockerRule), Setback> {
+        let call = Call::new(Hop::default(), LIMIT);
+        let introduction = self.introduce(target, &call)?;
+        self.refuse_another_cluster(target, &introduction)?;
+        introduction.blocker_ender()?;
+        let rule = settings::blocker_rule_of(&introduction);
+        let sql = hearing::standing_of(xids, &rule.protected_roles);
+        let standings = self.query(&sql, |row| row.into_standing(), &call)?;
+        Ok((standings, rule))
     }
 
     fn ask_to_end(
         &mut self,
         blockers: &[(Xid, Duration)],
         target: &Target,
-    ) -> Result<Vec<Verdict>, Problem> {
+    ) -> Result<Vec<Verdict>, Setback> {
         let call = Call::new(Hop::default(), LIMIT);
         let introduction = self.introduce(target, &call)?;
         self.refuse_another_cluster(target, &introduction)?;
@@ -201,39 +340,46 @@ impl Upstream {
         &mut self,
         target: &Target,
         introduction: &Introduction,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), Setback> {
         let here = system_identifier();
         let there = &introduction.system_identifier;
         if *there == here {
             return Ok(());
         }
         self.session = None;
-        Err(Problem::other_cluster(target.source, &here, there))
+        Err(Setback {
+            problem: Problem::other_cluster(target.source, &here, there),
+            mended: Mended::ByHand,
+        })
     }
 
     /// Connects if need be, and asks who it is. A connection that was lost since it was last used
     /// is made anew.
-    fn introduce(&mut self, target: &Target, call: &Call) -> Result<Introduction, Problem> {
+    fn introduce(&mut self, target: &Target, call: &Call) -> Result<Introduction, Setback> {
         let is_open = self
             .session
             .as_ref()
-            .is_some_and(|session| session.target == *target);
+            .is_some_and(|session| session.target == *target && !session.connection.has_grown());
         if is_open
             && let Ok(introduction) = self.query(INTRODUCTION, |row| row.into_introduction(), call)
         {
-            return first(introduction);
+            return Ok(first(introduction)?);
         }
         self.session = Some(Session::open(target, call)?);
         self.query(SESSION_SETTINGS, |_| Ok(()), call)?;
-        first(self.query(INTRODUCTION, |row| row.into_introduction(), call)?)
+        Ok(first(self.query(
+            INTRODUCTION,
+            |row| row.into_introduction(),
+            call,
+        )?)?)
     }
 
-    fn look(&mut self, introduction: &Introduction, call: &Call) -> Result<Look, Problem> {
+    fn look(&mut self, introduction: &Introduction, call: &Call) -> Result<Look, Setback> {
         let at = super::now();
         let (transactions, running) = if introduction.in_recovery {
             (Vec::new(), None)
         } else {
-            let transactions = self.query(TRANSACTIONS, |row| row.into_transaction(), call)?;
+            let transactions = self.query(&TRANSACTIONS, |row| row.into_transaction(), call)?;
             let (transactions, running) = by_age(transactions, introduction.next_xid);
             (transactions, Some(running))
         };
@@ -255,7 +401,7 @@ impl Upstream {
         introduction: &Introduction,
         look: &Look,
         call: &Call,
-    ) -> Result<Record, Problem> {
+    ) -> Result<Record, Setback> {
         let mut answer = self.run(writer, call);
         if let (Err(Failure::Refused { .. }), Some(other)) =
             (&answer, introduction.other_writer(writer))
@@ -263,18 +409,24 @@ impl Upstream {
             answer = self.run(&other, call);
         }
         let (columns, rows) = answer.map_err(|failure| match failure {
-            Failure::Refused { code, message } => introduction.refusal(
-                writer,
-                &message,
-                match code {
-                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE => Refusal::NotPermitted,
-                    PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE => {
-                        Refusal::NotInPrerequisiteState
-                    }
-                    _ => Refusal::Other,
-                },
-            ),
-            failure => self.problem(failure, call),
+            Failure::Refused { code, message } => Setback {
+                problem: introduction.refusal(
+                    writer,
+                    &message,
+                    match code {
+                        PgSqlErrorCode::ERRCODE_INSUFFICIENT_PRIVILEGE => Refusal::NotPermitted,
+                        PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE => {
+                            Refusal::NotInPrerequisiteState
+                        }
+                        _ => Refusal::Other,
+                    },
+                ),
+                mended: Mended::after(code),
+            },
+            failure @ (Failure::TimedOut
+            | Failure::Lost(_)
+            | Failure::Unexpected(_)
+            | Failure::TooMuch) => self.setback(failure, call),
         })?;
         let (lsn, next) = first(read((columns, rows), |row| row.into_answer())?)?;
         Ok(Record {
@@ -309,44 +461,62 @@ impl Upstream {
         sql: &str,
         read_row: impl Fn(Row<'_>) -> Result<T, UnreadableRow>,
         call: &Call,
-    ) -> Result<Vec<T>, Problem> {
+    ) -> Result<Vec<T>, Setback> {
         let answer = match &self.session {
             Some(session) => session.connection.query(sql, call.deadline),
             None => Err(Failure::Lost("not connected".into())),
         };
-        read(
-            answer.map_err(|failure| self.problem(failure, call))?,
-            read_row,
-        )
+        let answer = answer.map_err(|failure| self.setback(failure, call))?;
+        read(answer, read_row).map_err(|problem| {
+            self.session = None;
+            Setback {
+                problem,
+                mended: Mended::ByHand,
+            }
+        })
     }
 
-    /// What a failure means; one of the connection closes it.
-    fn problem(&mut self, failure: Failure, call: &Call) -> Problem {
+    /// What a failure means; one of the connection, or an answer that is none, closes it.
+    fn setback(&mut self, failure: Failure, call: &Call) -> Setback {
         use PgSqlErrorCode::{ERRCODE_ADMIN_SHUTDOWN, ERRCODE_CRASH_SHUTDOWN};
-        let message = match failure {
-            Failure::TimedOut => {
-                self.session = None;
-                return Problem::timed_out(call.limit);
-            }
-            Failure::Lost(message)
-            | Failure::Refused {
-                code: ERRCODE_ADMIN_SHUTDOWN | ERRCODE_CRASH_SHUTDOWN,
-                message,
-            } => message,
-            Failure::Refused { message, .. } => return Problem::refused(&message),
-        };
-        match self.session.take() {
-            Some(session) => Problem::unreachable(&message, &session.login),
-            None => Problem::refused(&message),
+        if let Failure::Refused { code, message } = &failure
+            && !matches!(*code, ERRCODE_ADMIN_SHUTDOWN | ERRCODE_CRASH_SHUTDOWN)
+        {
+            return Setback {
+                problem: Problem::refused(message),
+                mended: Mended::after(*code),
+            };
         }
+        match self.session.take() {
+            Some(session) => setback(failure, &session.login, call),
+            None => Problem::refused("not connected").into(),
+        }
+    }
+}
+
+/// What it means that a connection failed, or was not made.
+fn setback(failure: Failure, login: &Login, call: &Call) -> Setback {
+    let unusable = |what| Setback {
+        problem: Problem::unusable(what),
+        mended: Mended::ByHand,
+    };
+    match failure {
+        Failure::TimedOut => Problem::timed_out(call.limit).into(),
+        Failure::Lost(message) => Problem::unreachable(&message, login).into(),
+        Failure::Refused { code, message } => Setback {
+            problem: Problem::unreachable(&message, login),
+            mended: Mended::after(code),
+        },
+        Failure::Unexpected(what) => unusable(what),
+        Failure::TooMuch => unusable(TOO_MUCH),
     }
 }
 
 impl Session {
     /// Tries one address after the other; each may take its part of the time that is left.
-    fn open(target: &Target, call: &Call) -> Result<Self, Problem> {
+    fn open(target: &Target, call: &Call) -> Result<Self, Setback> {
         let route = target.route(call.hop)?;
-        let mut problem = Problem::timed_out(call.limit);
+        let mut last = Problem::timed_out(call.limit).into();
         for (index, parameters) in route.addresses.iter().enumerate() {
             let now = Instant::now();
             let left = u32::try_from(route.addresses.len() - index).unwrap_or(u32::MAX);
@@ -359,13 +529,12 @@ impl Session {
                         connection,
                     });
                 }
+                // Of several, what another said is worth more than that one was silent.
                 Err(Failure::TimedOut) => {}
-                Err(Failure::Lost(message) | Failure::Refused { message, .. }) => {
-                    problem = Problem::unreachable(&message, &route.login);
-                }
+                Err(failure) => last = setback(failure, &route.login, call),
             }
         }
-        Err(problem)
+        Err(last)
     }
 }
 
@@ -377,7 +546,9 @@ pub fn pass_on(database: &str) -> Result<Lsn, Problem> {
     let mut answer = Answer::default();
     let mut upstream = Upstream::default();
     let call = Call::new(hop, LIMIT_FOR_ANOTHER);
-    upstream.converse(Wish::Record, target.as_ref(), &call, &mut answer)?;
+    upstream
+        .converse(Wish::Record, target.as_ref(), &call, &mut answer)
+        .map_err(|setback| setback.problem)?;
     answer
         .record
         .map(|record| record.lsn)
@@ -410,4 +581,16 @@ fn first<T>(rows: Vec<T>) -> Result<T, Problem> {
 fn system_identifier() -> String {
     // SAFETY: reads the control file's copy in shared memory, which does not change.
     unsafe { pg_sys::GetSystemIdentifier() }.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queries_of_transactions_are_bounded() {
+        let file = include_str!("../../sql/transactions.sql");
+        assert_eq!(file.matches(QUERY).count(), 1);
+        assert!(TRANSACTIONS.contains("THEN t.query END AS query\n"));
+    }
 }

@@ -91,20 +91,30 @@ pub fn guc_alloc(size: usize) -> *mut c_void {
     unsafe { pg_sys::guc_malloc(pg_sys::LOG.cast_signed(), size) }
 }
 
-/// `ProcArrayLock`, which pgrx does not bind: a macro with the same number in all these majors
+/// Locks of the server's that pgrx does not bind: macros, with the same numbers in all these majors
 /// (`lwlocknames.h`; `lwlocklist.h` from PostgreSQL 17 on).
-pub fn proc_array_lock() -> *mut pg_sys::LWLock {
-    main_lock(4)
+pub struct Locks {
+    pub proc_array: *mut pg_sys::LWLock,
+    pub replication_slot_control: *mut pg_sys::LWLock,
 }
 
-/// `ReplicationSlotControlLock`, likewise.
-pub fn replication_slot_control_lock() -> *mut pg_sys::LWLock {
-    main_lock(37)
+/// `None` where one of them has another name: this server was built with other locks.
+pub fn locks() -> Option<Locks> {
+    Some(Locks {
+        proc_array: main_lock(4, c"ProcArray")?,
+        replication_slot_control: main_lock(37, c"ReplicationSlotControl")?,
+    })
 }
 
-fn main_lock(number: usize) -> *mut pg_sys::LWLock {
-    // SAFETY: made when the server started, with more locks than that.
-    unsafe { &raw mut (*pg_sys::MainLWLockArray.add(number)).lock }
+fn main_lock(number: u16, name: &CStr) -> Option<*mut pg_sys::LWLock> {
+    // SAFETY: made when the server started, with more locks than that. The name of one of the
+    // server's own is a constant.
+    unsafe {
+        let lock = &raw mut (*pg_sys::MainLWLockArray.add(number.into())).lock;
+        let tranche = (*lock).tranche;
+        let its_name = pg_sys::GetLWLockIdentifier(pg_sys::PG_WAIT_LWLOCK, tranche);
+        (tranche == number && CStr::from_ptr(its_name) == name).then_some(lock)
+    }
 }
 
 /// Whether a slot is a standby's copy that was not persisted yet: from PostgreSQL 17 on.

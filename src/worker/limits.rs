@@ -1,20 +1,21 @@
 //! What the worker ends, where the operator allows it: creations, and the sessions that block them.
 
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::{Worker, longest_rest};
 use crate::core::advice;
-use crate::core::blocker::Blocker;
-use crate::core::guard::{self, Answer, Ending, Guard, Verdict};
+use crate::core::decision::DueBlockers;
+use crate::core::guard::{self, Answer, Ending, Guard, Sentence, Standing, Verdict};
 use crate::core::hint::Hint;
 use crate::core::limit::Reason;
-use crate::core::observation::{Observation, Role, SlotName};
+use crate::core::observation::{ClientProcess, Observation, Role, SlotName};
 use crate::core::policy::BlockerRule;
 use crate::core::time::Timestamp;
 use crate::core::upstream::Problem;
 use crate::core::xid::Xid;
 use crate::server;
-use crate::server::hearing::hear;
+use crate::server::hearing::{Case, hear};
 use crate::server::process::{self, Activity};
 use crate::server::report::{self, Notice};
 use crate::server::signal::{self, Unsent};
@@ -44,56 +45,155 @@ impl Worker {
         }
     }
 
-    pub(super) fn end_blockers(&mut self, xids: &[Xid], rule: &BlockerRule) -> Result<(), Notice> {
-        let cases = read_only_fallible(|| hear(xids, rule.protected_roles.clone()))?;
+    /// Judges all that some creation waits for at present, and ends those that are due.
+    pub(super) fn end_blockers(
+        &mut self,
+        blockers: &DueBlockers,
+        observation: &Observation,
+        rule: &BlockerRule,
+    ) -> Result<(), Notice> {
+        if self.has_to_look_at_clients(blockers, observation) {
+            self.scanner.look_at_clients_soon();
+            return Ok(());
+        }
+        let cases = read_only_fallible(|| hear(&blockers.all(), rule.protected_roles.clone()))?;
         let now = server::now();
-        for case in cases {
-            let xid = case.transaction.xid;
-            let Some(blocked_for) = self.watch.blocker(xid).map(Blocker::blocked_for) else {
+        let mut judged: HashMap<Xid, Result<Sentence, Guard>> = cases
+            .iter()
+            .filter_map(|case| Some((case.transaction.xid, self.judge(case, rule, now)?)))
+            .collect();
+        guard::spare_in_vain(&blockers.fronts, &mut judged);
+        for xid in &blockers.due {
+            // Those that have ended are not among them.
+            let Some(verdict) = judged.remove(xid) else {
                 continue;
             };
-            let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
-            match signal::end_if_allowed(&case, blocked_for, creators, rule, now) {
-                Ok(ending) => self.told(xid, ending, Role::Primary, now),
-                Err(Unsent::Guarded(guard)) => self.spare(xid, guard, None, now),
+            let told = verdict.map_err(Unsent::Guarded).and_then(|sentence| {
+                signal::end_transaction(*xid, sentence)?;
+                Ok(sentence.ending)
+            });
+            match told {
+                Ok(ending) => self.told(*xid, ending, Role::Primary, now),
+                Err(Unsent::Guarded(guard)) => self.spare(*xid, guard, None, now),
                 Err(Unsent::Over) => {}
             }
         }
         Ok(())
     }
 
-    /// The primary's rules decide, and these only whether it is asked.
-    pub(super) fn ask_to_end_blockers(&mut self, xids: &[Xid]) {
+    fn judge(
+        &self,
+        case: &Case,
+        rule: &BlockerRule,
+        now: Timestamp,
+    ) -> Option<Result<Sentence, Guard>> {
+        let xid = case.transaction.xid;
+        let blocker = self.watch.blocker(xid)?;
+        let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
+        let verdict = case.judge(blocker, blocker.blocked_for(), creators, rule, now);
+        Some(match verdict {
+            Ok(sentence) if sentence.ending == Ending::Cancel && blocker.was_told_all(rule) => {
+                Err(Guard::Stayed)
+            }
+            verdict => verdict,
+        })
+    }
+
+    /// Whether it is still to be seen whose clients they are: a creator's own is spared.
+    fn has_to_look_at_clients(&self, blockers: &DueBlockers, observation: &Observation) -> bool {
+        let is_unknown =
+            |process: ClientProcess, client| process == ClientProcess::NotLookedUp && client;
+        let mut creators = observation.slots.iter().filter_map(|slot| slot.creator());
+        let front: HashSet<Xid> = blockers.fronts.iter().flatten().copied().collect();
+        let mut transactions = observation.transactions.iter();
+        creators
+            .any(|creator| is_unknown(creator.identity.client_process, creator.client.is_some()))
+            || transactions.any(|transaction| {
+                front.contains(&transaction.xid)
+                    && is_unknown(transaction.client_process, transaction.client.is_some())
+            })
+    }
+
+    /// Asks the primary to end those that are due, by its own rules. What these forbid is asked first:
+    /// nobody is to be ended while another has to stay.
+    pub(super) fn ask_to_end_blockers(&mut self, blockers: &DueBlockers) {
         let database = settings::database();
         let database = database.to_string_lossy();
-        if self.upstream.rests(&database) {
+        if self.upstream_rests(&database) {
             return;
         }
-        let now = server::now();
-        let mut requests = Vec::new();
-        for &xid in xids {
-            let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
-            let Some(blocker) = self.watch.blocker(xid) else {
-                continue;
-            };
-            match guard::may_ask(&blocker.transaction, creators) {
-                Ok(()) => requests.push((xid, blocker.blocked_for())),
-                Err(guard) => {
-                    let hint = advice::on_guard(&guard, &self.watch);
-                    self.spare(xid, guard, hint, now);
+        let mut judged: HashMap<Xid, Result<(), Guard>> = HashMap::new();
+        for xid in blockers.all() {
+            if let Some(blocker) = self.watch.blocker(xid) {
+                let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
+                judged.insert(xid, guard::may_ask(&blocker.transaction, creators));
+            }
+        }
+        let is_open = |xid: &Xid| matches!(judged.get(xid), Some(Ok(())));
+        if blockers.due.iter().any(is_open) {
+            let open: Vec<Xid> = judged.keys().copied().filter(is_open).collect();
+            process::show_activity(Activity::Asking);
+            let begun = Instant::now();
+            let standings = self.upstream.standings(&open, &database, longest_rest());
+            self.asking += begun.elapsed();
+            match standings {
+                Ok((standings, rule)) => self.judge_there(&mut judged, &standings, &rule),
+                Err(problem) => {
+                    let due: Vec<Xid> = blockers.due.iter().copied().filter(is_open).collect();
+                    self.spare_all(&due, &problem, server::now());
+                    due.iter().for_each(|xid| drop(judged.remove(xid)));
                 }
             }
         }
+        guard::spare_in_vain(&blockers.fronts, &mut judged);
+        let now = server::now();
+        let mut requests = Vec::new();
+        for &xid in &blockers.due {
+            match judged.remove(&xid) {
+                Some(Ok(())) => {
+                    let blocker = self.watch.blocker(xid);
+                    requests.extend(blocker.map(|blocker| (xid, blocker.blocked_for())));
+                }
+                Some(Err(guard)) => {
+                    let hint = advice::on_guard(&guard, &self.watch);
+                    self.spare(xid, guard, hint, now);
+                }
+                None => {}
+            }
+        }
+        self.request_ends(requests, &database);
+    }
+
+    /// What the primary's rules forbid. A session that it does not list has ended.
+    fn judge_there(
+        &self,
+        judged: &mut HashMap<Xid, Result<(), Guard>>,
+        standings: &[Standing],
+        rule: &BlockerRule,
+    ) {
+        judged.retain(|xid, verdict| {
+            let standing = standings.iter().find(|standing| standing.xid == *xid);
+            match (&verdict, standing, self.watch.blocker(*xid)) {
+                (Ok(()), Some(standing), Some(blocker)) => {
+                    *verdict = guard::would_be_ended(&blocker.transaction, standing, rule);
+                    true
+                }
+                (Ok(()), None, _) => false,
+                (Ok(()) | Err(_), _, _) => true,
+            }
+        });
+    }
+
+    fn request_ends(&mut self, mut requests: Vec<(Xid, Duration)>, database: &str) {
         if requests.is_empty() {
             return;
         }
         // The others have their turn at the next tick.
         requests.truncate(ASKED_AT_ONCE);
-        process::show_activity(Activity::Asking);
         let begun = Instant::now();
         let answer = self
             .upstream
-            .end_blockers(&requests, &database, longest_rest());
+            .end_blockers(&requests, database, longest_rest());
         self.asking += begun.elapsed();
         let now = server::now();
         match answer {
@@ -108,15 +208,18 @@ impl Worker {
                     }
                 }
             }
-            Err(problem) => self.spare_all(&requests, &problem, now),
+            Err(problem) => {
+                let xids: Vec<Xid> = requests.iter().map(|(xid, _)| *xid).collect();
+                self.spare_all(&xids, &problem, now);
+            }
         }
     }
 
     /// The primary could not be asked. Says so for one of them: the reason is the same for all.
-    fn spare_all(&mut self, requests: &[(Xid, Duration)], problem: &Problem, now: Timestamp) {
+    fn spare_all(&mut self, xids: &[Xid], problem: &Problem, now: Timestamp) {
         let guard = Guard::NotAsked(problem.message.clone());
         let mut news = Vec::new();
-        for &(xid, _) in requests {
+        for &xid in xids {
             if let Some(blocker) = self.watch.blocker_mut(xid)
                 && blocker.was_spared(guard.clone(), now)
             {

@@ -154,7 +154,7 @@ impl Pair {
 
 fn main() {
     let effort = Effort::of_arguments();
-    let pairs = Major::ALL.map(Pair::start);
+    let pairs: Vec<Pair> = Major::ASKED_FOR.iter().copied().map(Pair::start).collect();
     let mut replicas: Vec<Replica> = Replica::majors()
         .flat_map(|major| Help::ALL.map(|help| Replica::start(major, help)))
         .collect();

@@ -90,7 +90,10 @@ impl Replica {
 
     /// Majors on whose standbys a slot can be created.
     pub fn majors() -> impl Iterator<Item = Major> {
-        Major::ALL.into_iter().filter(|major| *major >= Major::V16)
+        Major::ASKED_FOR
+            .iter()
+            .copied()
+            .filter(|major| *major >= Major::V16)
     }
 
     /// The running-xacts records written on the primary until now, each by

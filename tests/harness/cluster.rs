@@ -21,7 +21,8 @@ use crate::{
     major::Major,
     network::Network,
     process::{
-        Pid, Signal, as_server_user, command, command_as_ourselves, exits_within, output_of, spawn,
+        Pid, Signal, as_server_user, command, command_as_ourselves, exits_within, limit_stack,
+        output_of, spawn,
     },
     scratch,
     session::{Login, Row, Session},
@@ -58,6 +59,7 @@ pub struct Setup {
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
+    stack_limit: Option<u64>,
     network: Option<Network>,
 }
 
@@ -78,6 +80,7 @@ impl Setup {
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
+            stack_limit: None,
             network: None,
         }
     }
@@ -122,16 +125,26 @@ impl Setup {
         self
     }
 
+    /// A variable in the environment that the server is started in.
+    pub fn environment(mut self, name: &str, value: &str) -> Setup {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The server's processes look the name `slow.invalid` up for a minute; see
     /// `fixtures/slow_lookup.c`.
     #[track_caller]
-    pub fn slow_name_lookup(mut self) -> Setup {
+    pub fn slow_name_lookup(self) -> Setup {
         let mut pg_config = command(&self.major.program("pg_config"));
         pg_config.arg("--pkglibdir");
         let library = PathBuf::from(output_of(pg_config).trim()).join("slow_lookup.so");
         assert!(library.exists(), "there is no {}", library.display());
-        let library = library.to_string_lossy().into_owned();
-        self.environment.push(("LD_PRELOAD".to_owned(), library));
+        self.environment("LD_PRELOAD", &library.to_string_lossy())
+    }
+
+    /// What `ulimit -s` says where the server is started, in bytes here.
+    pub fn stack_limit(mut self, bytes: u64) -> Setup {
+        self.stack_limit = Some(bytes);
         self
     }
 
@@ -218,6 +231,7 @@ pub struct Cluster {
     major: Major,
     dir: TempDir,
     environment: Vec<(String, String)>,
+    stack_limit: Option<u64>,
     network: Option<Network>,
     port: u16,
     postmaster: Option<Child>,
@@ -256,6 +270,7 @@ impl Cluster {
             major,
             dir,
             environment: setup.environment,
+            stack_limit: setup.stack_limit,
             network: setup.network,
             port: 0,
             postmaster: None,
@@ -294,6 +309,9 @@ impl Cluster {
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(bytes) = self.stack_limit {
+            limit_stack(&mut postgres, bytes);
+        }
         let child = spawn(postgres, Signal::Quit).unwrap_or_else(|e| panic!("postgres: {e}"));
         let pid = child.id().to_string();
         let child = self.postmaster.insert(child);
@@ -459,7 +477,16 @@ impl Cluster {
     #[track_caller]
     pub fn set(&self, name: &str, value: &str) {
         self.run(&format!("ALTER SYSTEM SET {name} = {value}"));
+        self.reload();
+    }
+
+    /// Waits until it has reached a session: the worker was told as well by then,
+    /// and reads the files before its next tick.
+    #[track_caller]
+    pub fn reload(&self) {
+        let loaded = self.value("SELECT pg_conf_load_time()");
         self.run("SELECT pg_reload_conf()");
+        self.wait_until_sql("the reload", &format!("pg_conf_load_time() > '{loaded}'"));
     }
 
     /// A line for postgresql.auto.conf, where it overrides the others of its
@@ -477,9 +504,7 @@ impl Cluster {
             .unwrap_or_else(|e| panic!("could not write {}: {e}", path.display()));
         // The postmaster tells its children to reload and then reads the file,
         // before it takes another connection (`process_pm_reload_request`).
-        let loaded = self.value("SELECT pg_conf_load_time()");
-        self.run("SELECT pg_reload_conf()");
-        self.wait_until_sql("the reload", &format!("pg_conf_load_time() > '{loaded}'"));
+        self.reload();
     }
 
     /// Stops the server; whether it ended before the deadline.

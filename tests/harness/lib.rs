@@ -11,6 +11,7 @@
 mod blocker;
 mod cluster;
 mod creator;
+mod fake_upstream;
 mod major;
 mod network;
 mod process;
@@ -24,6 +25,7 @@ mod wal;
 pub use blocker::{Blocker, Blocking};
 pub use cluster::{Cluster, Frozen, Setup, free_port};
 pub use creator::{Creation, Creator, Leaving, prepare_background_creator, psql};
+pub use fake_upstream::{Asked, Done, FakeUpstream, Wire};
 pub use major::Major;
 pub use network::{DeadEnd, Proxy};
 pub use process::{Pid, Process, Signal, output_of};

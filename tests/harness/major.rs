@@ -1,24 +1,36 @@
 use std::{env, fmt, path::PathBuf};
 
-/// A Postgres major version the extension is tested on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Major {
-    V15,
-    V16,
-    V18,
+macro_rules! majors {
+    ($($major:ident = $number:literal if $feature:literal),+ $(,)?) => {
+        /// A Postgres major version the extension is tested on.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Major {
+            $($major,)+
+        }
+
+        impl Major {
+            /// Those that were asked for (`MAJORS` of `make test` and `make bench`): what runs here is
+            /// built for them.
+            pub const ASKED_FOR: &[Major] = &[$(#[cfg(feature = $feature)] Major::$major,)+];
+
+            pub fn number(self) -> u32 {
+                match self {
+                    $(Major::$major => $number,)+
+                }
+            }
+        }
+    };
+}
+
+// A new major gets a line here, one in each of `versions`, `Cargo.toml` and `tests/Cargo.toml`, and
+// one at the top of the scenarios.
+majors! {
+    V15 = 15 if "pg15",
+    V16 = 16 if "pg16",
+    V18 = 18 if "pg18",
 }
 
 impl Major {
-    pub const ALL: [Major; 3] = [Major::V15, Major::V16, Major::V18];
-
-    pub fn number(self) -> u32 {
-        match self {
-            Major::V15 => 15,
-            Major::V16 => 16,
-            Major::V18 => 18,
-        }
-    }
-
     /// A program of this major's installation.
     ///
     /// A missing installation is a failure with its remedy, never a skip: a

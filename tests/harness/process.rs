@@ -54,6 +54,24 @@ impl Pid {
     pub fn is_alive(self) -> bool {
         Path::new("/proc").join(self.to_string()).exists()
     }
+
+    /// The most memory it ever had, shared memory that it touched included, in
+    /// bytes.
+    #[track_caller]
+    pub fn peak_memory(self) -> usize {
+        const PEAK: &str = "VmHWM:";
+        let path = Path::new("/proc").join(self.to_string()).join("status");
+        let status = fs::read_to_string(&path)
+            .unwrap_or_else(|e| panic!("could not read {}: {e}", path.display()));
+        let kilobytes: Option<usize> = status.lines().find_map(|line| {
+            line.strip_prefix(PEAK)?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        });
+        1024 * kilobytes.unwrap_or_else(|| panic!("no {PEAK} in {status}"))
+    }
 }
 
 /// Whom the servers run as when we are root, which Postgres refuses.
@@ -112,6 +130,15 @@ pub fn as_server_user(mut command: Command) -> Command {
         };
     }
     command
+}
+
+/// As `ulimit -s` does, for this command alone.
+pub fn limit_stack(command: &mut Command, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    unsafe { command.pre_exec(move || checked(libc::setrlimit(libc::RLIMIT_STACK, &limit))) };
 }
 
 /// What a function of libc returned: -1 for an error.

@@ -105,13 +105,15 @@ impl Login {
 }
 
 /// What the server said no with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SqlError {
     /// SQLSTATE; empty when the connection broke.
     pub code: String,
     pub message: String,
     pub detail: String,
     pub hint: String,
+    /// CONTEXT
+    pub context: String,
 }
 
 impl From<postgres::Error> for SqlError {
@@ -122,6 +124,7 @@ impl From<postgres::Error> for SqlError {
                 message: db.message().to_owned(),
                 detail: db.detail().unwrap_or_default().to_owned(),
                 hint: db.hint().unwrap_or_default().to_owned(),
+                context: db.where_().unwrap_or_default().to_owned(),
             },
             None => SqlError {
                 message: error.to_string(),
@@ -134,7 +137,11 @@ impl From<postgres::Error> for SqlError {
 impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.code, self.message)?;
-        for (label, text) in [("DETAIL", &self.detail), ("HINT", &self.hint)] {
+        for (label, text) in [
+            ("DETAIL", &self.detail),
+            ("HINT", &self.hint),
+            ("CONTEXT", &self.context),
+        ] {
             if !text.is_empty() {
                 write!(f, "\n{label}: {text}")?;
             }

@@ -43,6 +43,7 @@ pub struct BlockerRow {
     pub xact_start: Option<String>,
     pub query: Option<String>,
     pub is_creator_peer: Option<bool>,
+    pub client_gone: Option<bool>,
 }
 
 /// An xid has no JSON type of its own: take both ways to write it.

@@ -10,7 +10,7 @@ use harness::{
     for_a_while, psql, wait_for, wait_until,
 };
 
-use crate::{Major, primary, with_extension};
+use crate::{Major, primary, with_extension, worker::renew_worker};
 
 const SLOT: &str = "cdc_slot";
 
@@ -23,6 +23,19 @@ on_every_major!(
     report_by_default,
     changed_while_a_creation_waits,
     commits_just_then,
+    grace_across_tries,
+    grace_across_workers,
+    no_cancel_beside_a_synchronous_standby,
+    silent_copy,
+    copy_that_goes_on,
+    blocker_without_a_client,
+    locks_of_another_server,
+);
+
+scenarios!(
+    on_every_major:
+    cancel_while_it_commits = commit_on_its_way("cancel"),
+    terminate_while_it_commits = commit_on_its_way("terminate"),
 );
 
 /// Ended by the server on somebody's command.
@@ -283,10 +296,6 @@ fn changed_while_a_creation_waits(major: Major) {
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
     cluster.wait_for_state(SLOT, "waiting_for_transactions");
     cluster.set("slot_self_heal.blocker_action", "'terminate'");
-    cluster.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.blocker_action') = 'terminate'",
-    );
     for_a_while();
     assert!(blocking.goes_on(&cluster), "within its grace");
     assert_eq!(cluster.count_in_log(&sparing(&blocking)), 0);
@@ -319,15 +328,10 @@ fn commits_just_then(major: Major) {
         let xid = session.value("SELECT pg_current_xact_id()::xid");
         let mut creation = Creator::SqlFunction.start(&cluster, &slot);
         cluster.wait_for_state(&slot, "waiting_for_transactions");
-        let seen = cluster.value(&format!(
-            "SELECT (1000 * extract(epoch FROM state_since))::bigint \
-             FROM slot_self_heal_status WHERE slot_name = '{slot}'"
-        ));
         // from 30 ms before it to 30 ms after
         let early = Duration::from_millis(30);
         let later = Duration::from_millis(2 * round as u64);
-        let seen = Duration::from_millis(seen.parse().expect("milliseconds"));
-        sleep_until(UNIX_EPOCH + seen + GRACE - early + later);
+        sleep_until(waits_since(&cluster, &slot) + GRACE - early + later);
 
         let ended = work_on(&mut session);
         creation.finish().unwrap();
@@ -368,4 +372,224 @@ fn sleep_until(time: SystemTime) {
     if let Ok(left) = time.duration_since(SystemTime::now()) {
         thread::sleep(left);
     }
+}
+
+/// A client whose tries end with this SQLSTATE, until one succeeds; how many it
+/// took.
+#[track_caller]
+pub(crate) fn create_again_and_again(client: &mut Session, code: &str) -> usize {
+    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
+    let mut tries = 0;
+    wait_for("a try that succeeds", PATIENCE, || {
+        tries += 1;
+        client.try_run(&create).map_err(|error| {
+            assert_eq!(error.code, code, "{error}");
+            format!("try {tries}: {error}")
+        })
+    });
+    tries
+}
+
+/// A client that gives up long before the grace is over, and tries again.
+fn grace_across_tries(major: Major) {
+    let cluster = acting_primary("terminate", "5s", "idle", Setup::new(major));
+    let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let mut client = cluster.login().application("cdc").connect();
+    client.run("SET lock_timeout = '1s'");
+    let tries = create_again_and_again(&mut client, "55P03");
+    assert!(tries >= 4, "{tries} tries of a second at the most");
+    check_terminated(&cluster, &mut blocking);
+    let lines = cluster.worker_log();
+    let said = lines
+        .iter()
+        .find(|line| line.contains(&terminating(&blocking)));
+    let said = said.expect("it was ended");
+    assert!(said.contains("for 5 s"), "{said}");
+}
+
+/// What is known of a blocker survives the worker that knew it.
+fn grace_across_workers(major: Major) {
+    let cluster = acting_primary("terminate", "6s", "idle", Setup::new(major));
+    let mut blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let waits_for = |seconds: u32| {
+        cluster.wait_until_sql(
+            "a creation that has waited for some time",
+            &format!(
+                "EXISTS (SELECT FROM slot_self_heal_status \
+                 WHERE state_since < now() - interval '{seconds} s')"
+            ),
+        );
+    };
+    let creation = Creator::SqlFunction.start(&cluster, SLOT);
+    waits_for(4);
+    drop(creation);
+    cluster.wait_until_sql("its end", "NOT EXISTS (SELECT FROM pg_replication_slots)");
+    renew_worker(&cluster);
+    let mut creation = Creator::SqlFunction.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    check_terminated(&cluster, &mut blocking);
+    cluster.wait_until_sql(
+        "a second try that took less than its grace",
+        "EXISTS (SELECT FROM slot_self_heal_history \
+         WHERE outcome = 'ready' AND ended_at - started_at < interval '5 s')",
+    );
+}
+
+/// Where the commit record takes its time to the disk, a session commits at the
+/// end of its grace and goes on. Whoever has committed works on unharmed.
+fn commit_on_its_way(action: &str, major: Major) {
+    const GRACE: Duration = Duration::from_millis(500);
+    let setup = Setup::new(major)
+        .conf("fsync = on")
+        .conf("commit_delay = 100000") // in microseconds
+        .conf("commit_siblings = 0");
+    let cluster = acting_primary(action, "500ms", "any", setup);
+    cluster.run("CREATE TABLE written (round int, part int)");
+    cluster.run("GRANT INSERT ON written TO app");
+    for round in 0..8 {
+        let slot = format!("slot_{round}");
+        let mut session = app(&cluster).connect();
+        session.run("BEGIN");
+        session.run(&format!("INSERT INTO written VALUES ({round}, 1)"));
+        let mut creation = Creator::SqlFunction.start(&cluster, &slot);
+        cluster.wait_for_state(&slot, "waiting_for_transactions");
+        sleep_until(waits_since(&cluster, &slot) + GRACE - Duration::from_millis(50));
+
+        let went_on = session.try_run(&format!("COMMIT; INSERT INTO written VALUES ({round}, 2)"));
+        let has_committed = cluster.is_true(&format!(
+            "SELECT EXISTS (SELECT FROM written WHERE round = {round} AND part = 1)"
+        ));
+        if let Err(error) = went_on {
+            assert!(!has_committed, "its next transaction was ended: {error}");
+        }
+        drop(session);
+        creation.finish().unwrap();
+        cluster.run(&format!("SELECT pg_drop_replication_slot('{slot}')"));
+    }
+}
+
+/// Since when a creation has waited for its transactions.
+#[track_caller]
+fn waits_since(cluster: &Cluster, slot: &str) -> SystemTime {
+    let since = cluster.value(&format!(
+        "SELECT (1000 * extract(epoch FROM state_since))::bigint \
+         FROM slot_self_heal_status WHERE slot_name = '{slot}'"
+    ));
+    UNIX_EPOCH + Duration::from_millis(since.parse().expect("milliseconds"))
+}
+
+/// It could reach a commit that waits for the standby, and cut the wait short.
+fn no_cancel_beside_a_synchronous_standby(major: Major) {
+    let setup = Setup::new(major)
+        .conf("synchronous_standby_names = 'away'")
+        .conf("synchronous_commit = local");
+    let cluster = acting_primary("cancel", "100ms", "any", setup);
+    let mut blocking = Blocker::Active.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_log(&format!(
+        "{}synchronous_standby_names is set",
+        sparing(&blocking)
+    ));
+    for_a_while();
+    check_nobody_was_told(&cluster);
+    cluster.set("synchronous_standby_names", "''");
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+    assert_eq!(blocking.error().code, CANCELLED);
+}
+
+/// A psql of the role's in the middle of a COPY FROM STDIN, and its xid.
+#[track_caller]
+pub(crate) fn start_copy(cluster: &Cluster) -> (Process, String) {
+    cluster.run("CREATE TABLE copied (filler text)");
+    cluster.run("GRANT INSERT ON copied TO app");
+    let mut psql = psql(cluster, &app(cluster).conninfo());
+    psql.type_line("BEGIN;");
+    psql.type_line("SELECT pg_current_xact_id();");
+    psql.type_line("COPY copied FROM STDIN;");
+    let copies = "SELECT backend_xid FROM pg_stat_activity WHERE state = 'active' \
+                  AND wait_event = 'ClientRead' AND query LIKE 'COPY%'";
+    let xid = wait_for("the COPY", PATIENCE, || {
+        cluster
+            .observe(|session| session.maybe(copies))
+            .ok_or_else(|| psql.printed())
+    });
+    (psql, xid)
+}
+
+/// Whatever its state is called, it is idle.
+fn silent_copy(major: Major) {
+    let cluster = acting_primary("terminate", "100ms", "idle", Setup::new(major));
+    let (_psql, xid) = start_copy(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_log(&format!("terminating the session of transaction {xid}, "));
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
+}
+
+/// One whose client sends something now and then is not.
+fn copy_that_goes_on(major: Major) {
+    let cluster = acting_primary("terminate", "100ms", "idle", Setup::new(major));
+    let (mut psql, xid) = start_copy(&cluster);
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    // More than psql keeps back.
+    let line = "x".repeat(10_000);
+    wait_until("a long time for so short a grace", PATIENCE, || {
+        psql.type_line(&line);
+        cluster.is_true(
+            "SELECT EXISTS (SELECT FROM slot_self_heal_status \
+             WHERE creation_started < now() - interval '4 s')",
+        )
+    });
+    check_nobody_was_told(&cluster);
+    assert!(cluster.is_true(&format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{xid}')"
+    )));
+}
+
+/// Its statement goes on for nobody, and the server does not notice.
+fn blocker_without_a_client(major: Major) {
+    let cluster = primary(major);
+    cluster.run("CREATE ROLE app LOGIN");
+    let mut psql = psql(&cluster, &app(&cluster).conninfo());
+    psql.type_line("BEGIN;");
+    psql.type_line("SELECT pg_current_xact_id();");
+    psql.type_line("SELECT pg_sleep(3600);");
+    cluster.wait_until_sql(
+        "its statement",
+        "EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid IS NOT NULL \
+         AND wait_event = 'PgSleep')",
+    );
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    let is_gone = |gone: bool| {
+        cluster.wait_for_status(SLOT, "its client", |status| {
+            let blocker = status.blockers.first();
+            blocker.is_some_and(|blocker| blocker.client_gone == Some(gone))
+        })
+    };
+    is_gone(false);
+    psql.kill();
+    is_gone(true);
+}
+
+/// Nothing is signalled under a lock that may be another one.
+fn locks_of_another_server(major: Major) {
+    let setup = Setup::new(major)
+        .conf("shared_preload_libraries = 'renamed_lock, slot_self_heal'")
+        .conf("slot_self_heal.creation_timeout = '2s'");
+    let cluster = acting_primary("terminate", "100ms", "idle", setup);
+    let why = "slot_self_heal ends no session and no creation";
+    cluster.wait_for_log(why);
+    let blocking = Blocker::IdleInTransaction.start_as(&cluster, &app(&cluster));
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_log(&format!("{}this server's locks", sparing(&blocking)));
+    for_a_while();
+    check_nobody_was_told(&cluster);
+    assert!(blocking.goes_on(&cluster), "it was ended");
+    assert_eq!(cluster.count_in_log(why), 1);
+    blocking.commit();
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
 }

@@ -2,7 +2,7 @@
 
 use harness::{Blocker, Creator, PATIENCE, Signal, wait_until};
 
-use crate::{Major, primary};
+use crate::{Major, primary, wait_for_recovery};
 
 const SLOT: &str = "cdc_slot";
 
@@ -99,10 +99,7 @@ fn creator_killed(major: Major) {
     status.creator_pid.unwrap().signal(Signal::Kill);
     creation.finish().expect_err("its connection broke");
     drop(blocking);
-    cluster.forget_observer();
-    wait_until("the crashed server to recover", PATIENCE, || {
-        !worker.is_alive() && cluster.login().try_connect().is_ok()
-    });
+    wait_for_recovery(&cluster, worker);
 
     assert!(cluster.status(SLOT).is_none());
     cluster.wait_for_worker("a new worker", |seen| {

@@ -8,8 +8,7 @@ use harness::{
 use crate::{
     Major,
     blocker_action::{
-        acting_primary, app, cancelling, check_nobody_was_told, check_terminated, end_by_hint,
-        sparing,
+        acting_primary, app, cancelling, check_nobody_was_told, check_terminated, sparing,
     },
 };
 
@@ -24,8 +23,6 @@ on_every_major!(
     background_worker,
     roles_that_do_not_exist,
     list_that_is_none,
-    same_application,
-    same_application_elsewhere,
     subscription_to_its_own_cluster,
     active_session,
     waits_for_a_synchronous_standby,
@@ -60,16 +57,25 @@ fn merciless(setup: Setup) -> Cluster {
     acting_primary("terminate", "100ms", "any", setup)
 }
 
-/// Creates a slot while two transactions block: the one that is guarded, and
-/// one that differs in nothing else and is ended.
+/// A creation that waits for two transactions: one that is guarded, and one that
+/// differs in nothing else.
+struct Spared {
+    creation: Creation,
+    other: Blocking,
+}
+
+/// As long as the one that is guarded stays, the other's end would be in vain.
 #[track_caller]
-fn spared(cluster: &Cluster, guarded: &Blocking, reason: &str) -> Creation {
-    let mut other = Blocker::IdleInTransaction.start_as(cluster, &app(cluster));
+fn spared(cluster: &Cluster, guarded: &Blocking, reason: &str) -> Spared {
+    let other = Blocker::IdleInTransaction.start_as(cluster, &app(cluster));
     let creation = Creator::Walsender.start(cluster, SLOT);
-    check_terminated(cluster, &mut other);
+    let in_vain = format!("{}transaction {} would", sparing(&other), guarded.xid);
+    cluster.wait_for_log(&in_vain);
     check_spared(cluster, guarded, reason);
-    assert_eq!(cluster.count_in_log("terminating the session of"), 1);
-    creation
+    assert!(other.goes_on(cluster), "it was ended in vain");
+    assert_eq!(cluster.count_in_log(&in_vain), 1);
+    check_nobody_was_told(cluster);
+    Spared { creation, other }
 }
 
 /// It goes on, and both the log, once, and the view say why.
@@ -79,25 +85,43 @@ fn check_spared(cluster: &Cluster, guarded: &Blocking, reason: &str) {
     cluster.wait_for_log(&said);
     let detail = format!("slot_self_heal does not end it: {reason}");
     cluster.wait_for_status(SLOT, "the reason", |status| {
-        status.blocker_xids() == [guarded.xid.as_str()] && status.detail().contains(&detail)
+        status.blocker_xids().first() == Some(&guarded.xid.as_str())
+            && status.detail().contains(&detail)
     });
     for_a_while();
     assert!(guarded.goes_on(cluster), "it was ended");
     assert_eq!(cluster.count_in_log(&sparing(guarded)), 1);
 }
 
-/// The operator ends what is guarded, and the slot is made.
-#[track_caller]
-fn is_over(cluster: &Cluster, mut creation: Creation) {
-    end_by_hint(cluster);
-    creation.finish().unwrap();
+impl Spared {
+    /// The operator ends what is guarded; now the other one is ended, too, and
+    /// the slot is made.
+    #[track_caller]
+    fn end_guarded(self, cluster: &Cluster, guarded: &Blocking) {
+        match (guarded.pid, &guarded.gid) {
+            (Some(pid), _) => cluster.run(&format!("SELECT pg_terminate_backend({pid})")),
+            (None, Some(gid)) => {
+                let gid = gid.replace('\'', "''");
+                cluster.run(&format!("ROLLBACK PREPARED '{gid}'"));
+            }
+            (None, None) => panic!("nobody to end"),
+        }
+        self.ends(cluster);
+    }
+
+    #[track_caller]
+    fn ends(mut self, cluster: &Cluster) {
+        cluster.wait_for_state(SLOT, "ready");
+        self.creation.finish().unwrap();
+        check_terminated(cluster, &mut self.other);
+    }
 }
 
 fn superuser(major: Major) {
     let cluster = merciless(Setup::new(major));
     let guarded = Blocker::IdleInTransaction.start(&cluster);
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Whose it is says the role that it was opened as.
@@ -106,7 +130,7 @@ fn superuser_in_another_role(major: Major) {
     let mut guarded = Blocker::IdleInTransaction.start(&cluster);
     guarded.session().run("SET SESSION AUTHORIZATION app");
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Postgres drops a role whose sessions live on; what it was nobody knows.
@@ -116,7 +140,7 @@ fn role_that_was_dropped(major: Major) {
     let guarded = Blocker::IdleInTransaction.start_as(&cluster, &login(&cluster, "contractor"));
     cluster.run("DROP ROLE contractor");
     let creation = spared(&cluster, &guarded, "it is a superuser's session");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn login(cluster: &Cluster, role: &str) -> Login {
@@ -129,14 +153,14 @@ fn walsender(major: Major) {
     cluster.run("CREATE ROLE replicator LOGIN REPLICATION");
     let guarded = Blocker::Walsender.start_as(&cluster, &login(&cluster, "replicator"));
     let creation = spared(&cluster, &guarded, "it is a replication session");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn prepared_transaction(major: Major) {
     let cluster = merciless(Setup::new(major));
     let guarded = Blocker::Prepared.start_as(&cluster, &app(&cluster));
     let creation = spared(&cluster, &guarded, "it is a prepared transaction");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// One that works on behalf of an ordinary role.
@@ -145,7 +169,7 @@ fn background_worker(major: Major) {
     let guarded = Blocker::BackgroundWorker.start_as(&cluster, &app(&cluster));
     let reason = "it is no client's session, but a background_creator";
     let creation = spared(&cluster, &guarded, reason);
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// `role` is protected, or `grant` makes it a member of such a one.
@@ -162,12 +186,11 @@ fn protected(role: &str, grant: &str, major: Major) {
     let mut guarded = Blocker::IdleInTransaction.start_as(&cluster, &login(&cluster, role));
     let protector = if grant.is_empty() { role } else { "watchman" };
     let reason = format!("its role is a member of \"{protector}\"");
-    let mut creation = spared(&cluster, &guarded, &reason);
+    let creation = spared(&cluster, &guarded, &reason);
 
     // it was protected by nothing else
     cluster.set("slot_self_heal.protected_roles", "''");
-    cluster.wait_for_state(SLOT, "ready");
-    creation.finish().unwrap();
+    creation.ends(&cluster);
     check_terminated(&cluster, &mut guarded);
 }
 
@@ -211,39 +234,6 @@ fn list_that_is_none(major: Major) {
     check_terminated(&cluster, &mut blocking);
 }
 
-/// An application's own transaction may be what it creates the slot for.
-fn same_application(major: Major) {
-    let cluster = merciless(Setup::new(major));
-    let creators = app(&cluster).application("cdc");
-    let guarded = Blocker::IdleInTransaction.start_as(&cluster, &creators);
-    let creation = spared(
-        &cluster,
-        &guarded,
-        "it is a peer of the creator of the slot",
-    );
-    is_over(&cluster, creation);
-}
-
-/// An application of the same name at another address is another one.
-fn same_application_elsewhere(major: Major) {
-    let cluster = merciless(Setup::new(major));
-    let mut psql = harness::psql(
-        &cluster,
-        &app(&cluster).application("cdc").conninfo_by_socket(),
-    );
-    psql.type_line("BEGIN;");
-    psql.type_line("SELECT pg_current_xact_id();");
-    cluster.wait_until_sql(
-        "its xid",
-        "EXISTS (SELECT FROM pg_stat_activity \
-         WHERE application_name = 'cdc' AND backend_xid IS NOT NULL)",
-    );
-    let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_for_log("terminating the session of transaction");
-    cluster.wait_for_state(SLOT, "ready");
-    creation.finish().unwrap();
-}
-
 /// CREATE SUBSCRIPTION waits for its own transaction. The role is no superuser
 /// any more when it is judged.
 fn subscription_to_its_own_cluster(major: Major) {
@@ -284,10 +274,9 @@ fn active_session(major: Major) {
     let cluster = acting_primary("terminate", "100ms", "idle", Setup::new(major));
     let mut guarded = Blocker::Active.start_as(&cluster, &app(&cluster));
     let reason = "it is active, and slot_self_heal.blocker_scope is idle";
-    let mut creation = spared(&cluster, &guarded, reason);
+    let creation = spared(&cluster, &guarded, reason);
     cluster.set("slot_self_heal.blocker_scope", "'any'");
-    cluster.wait_for_state(SLOT, "ready");
-    creation.finish().unwrap();
+    creation.ends(&cluster);
     check_terminated(&cluster, &mut guarded);
 }
 
@@ -333,7 +322,7 @@ fn without_track_activities(major: Major) {
     let guarded = Blocker::IdleInTransaction.start_as(&cluster, &login(&cluster, "app_2"));
     let reason = "what it does is not known; is track_activities off?";
     let creation = spared(&cluster, &guarded, reason);
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 /// Each has its own, whatever its session has done before.
@@ -403,7 +392,7 @@ fn idle_scope_and_autovacuum(major: Major) {
     let reason = "it is an autovacuum, and slot_self_heal.blocker_scope is idle";
     let creation = spared(&cluster, &guarded, reason);
     cluster.set("autovacuum", "off");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }
 
 fn wraparound(major: Major) {
@@ -412,5 +401,5 @@ fn wraparound(major: Major) {
     let reason = "it is an autovacuum to prevent wraparound";
     let creation = spared(&cluster, &guarded, reason);
     cluster.set("autovacuum", "off");
-    is_over(&cluster, creation);
+    creation.end_guarded(&cluster, &guarded);
 }

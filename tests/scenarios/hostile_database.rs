@@ -177,9 +177,10 @@ fn settings_of_its_owner(major: Major) {
         "xmloption = 'document'",
         "plan_cache_mode = 'force_custom_plan'",
     ];
-    settings.push(match major {
-        Major::V15 => "force_parallel_mode = on",
-        Major::V16 | Major::V18 => "debug_parallel_query = on",
+    settings.push(if major >= Major::V16 {
+        "debug_parallel_query = on"
+    } else {
+        "force_parallel_mode = on"
     });
     if major >= Major::V18 {
         settings.push("transaction_timeout = '1ms'");

@@ -1,6 +1,6 @@
 //! What the server pays while all is well: nothing.
 
-use harness::{Creator, Login, PATIENCE, Session, Setup, for_a_while, wait_until};
+use harness::{Creator, Login, PATIENCE, Session, Setup, for_a_while, wait_for, wait_until};
 
 use crate::{Major, primary};
 
@@ -46,34 +46,44 @@ fn opens_no_transaction(major: Major) {
 /// session may be in the worker's.
 #[track_caller]
 pub(crate) fn check_no_transaction_at_rest(watch: &mut Session) {
-    let worker = "FROM pg_stat_activity WHERE backend_type = 'slot_self_heal'";
-    let mut renew_worker = || {
-        let mut pid = || watch.maybe(&format!("SELECT pid {worker}"));
-        let mut old = None;
-        wait_until("the worker to run", PATIENCE, || {
-            old = pid();
-            old.is_some()
-        });
-        watch.run(&format!("SELECT pg_terminate_backend(pid, 10000) {worker}"));
-        let mut pid = || watch.maybe(&format!("SELECT pid {worker}"));
-        wait_until("a new worker", PATIENCE, || {
-            let new = pid();
-            new.is_some() && new != old
-        });
-        watch.number(
-            "SELECT xact_commit + xact_rollback FROM pg_stat_database \
-             WHERE datname = 'postgres'",
+    // Who has ended has flushed before it leaves pg_stat_activity: the one in
+    // before_shmem_exit, the other in on_shmem_exit.
+    wait_until("the worker to be alone", PATIENCE, || {
+        watch.is_true(
+            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity \
+             WHERE datname = 'postgres' AND backend_type <> 'slot_self_heal')",
         )
-    };
+    });
 
-    let first = renew_worker();
-    let at_once = renew_worker() - first;
-    for_a_while();
-    let after_a_while = renew_worker() - first - at_once;
-    assert!(
-        after_a_while <= at_once,
-        "{after_a_while} transactions, of which {at_once} belong to a worker's start"
+    // The one that was there before the scenario has done all kinds of things.
+    transactions_of_worker(watch, || {});
+    let at_once = transactions_of_worker(watch, || {});
+    let after_a_while = transactions_of_worker(watch, for_a_while);
+    assert!(at_once > 0, "a worker's start is not counted");
+    assert_eq!(
+        after_a_while, at_once,
+        "transactions, and of a worker that ends once it has started"
     );
+}
+
+/// Ends the worker once it has started and `meanwhile` is over. Its transactions,
+/// those of its start among them.
+#[track_caller]
+fn transactions_of_worker(watch: &mut Session, meanwhile: impl FnOnce()) -> i64 {
+    // It shows that it is idle as soon as it has connected, which takes one.
+    let worker = wait_for("a worker that has started", PATIENCE, || {
+        let idle = "SELECT pid FROM pg_stat_activity \
+                    WHERE backend_type = 'slot_self_heal' AND state = 'idle'";
+        watch.maybe(idle).ok_or_else(|| "none yet".to_owned())
+    });
+    let counted = "SELECT xact_commit + xact_rollback FROM pg_stat_database \
+                   WHERE datname = 'postgres'";
+    // Its predecessor has flushed its own, and this one flushes while it scans
+    // only, or at its end.
+    let before = watch.number(counted);
+    meanwhile();
+    assert!(watch.is_true(&format!("SELECT pg_terminate_backend({worker}, 60000)")));
+    watch.number(counted) - before
 }
 
 fn holds_no_snapshot(major: Major) {

@@ -312,11 +312,11 @@ fn not_what_is_set_for_the_workers_own_session(major: Major) {
         assert!(!running.is_finished());
     };
     goes_on(&mut going_on, "going_on");
-    cluster.run("SELECT pg_reload_conf()");
+    cluster.reload();
     goes_on(&mut going_on, "going_on");
     renew_worker(&cluster);
     goes_on(&mut going_on, "going_on");
-    cluster.run("SELECT pg_reload_conf()");
+    cluster.reload();
     write_wal(&cluster, 3);
     let mut another = create(&elsewhere, "another");
     goes_on(&mut going_on, "going_on");

@@ -1,33 +1,83 @@
 //! What a user sees of the extension, on real servers: one module a situation.
 //!
 //! A scenario is a function of the Postgres major. `on_every_major!` makes
-//! tests of it: `several_blockers::oldest_first::pg16`.
+//! tests of it: `several_blockers::oldest_first::pg16`. Those of a major that
+//! was not asked for are not there.
+
+/// The tests of a scenario on the majors that have what it needs. Each major
+/// stands here once.
+macro_rules! tests_on {
+    (every_major: $scenario:ident) => {
+        tests_on!(without_standby_slots: $scenario);
+        tests_on!(with_standby_slots: $scenario);
+    };
+    (without_standby_slots: $scenario:ident) => {
+        one_test!($scenario, "pg15", pg15 = V15);
+    };
+    (with_standby_slots: $scenario:ident) => {
+        one_test!($scenario, "pg16", pg16 = V16);
+        tests_on!(with_slot_sync: $scenario);
+    };
+    (with_slot_sync: $scenario:ident) => {
+        one_test!($scenario, "pg18", pg18 = V18);
+    };
+}
+
+macro_rules! one_test {
+    ($scenario:ident, $feature:literal, $test:ident = $major:ident) => {
+        #[cfg(feature = $feature)]
+        #[test]
+        fn $test() {
+            super::$scenario(harness::Major::$major);
+        }
+    };
+}
+
+macro_rules! module_of_tests {
+    ($scenario:ident { $($tests:tt)+ }) => {
+        mod $scenario {
+            // No test is left of it where none of its majors was asked for.
+            const _: fn(harness::Major) = super::$scenario;
+            $($tests)+
+        }
+    };
+}
 
 /// Makes tests `pg15`, `pg16` … of each scenario named.
 macro_rules! on_every_major {
     ($($scenario:ident),+ $(,)?) => {
-        $( tests_of!($scenario: pg15 = V15, pg16 = V16, pg18 = V18); )+
+        $( module_of_tests!($scenario { tests_on!(every_major: $scenario); }); )+
     };
 }
 
 /// The same for what needs logical slots on standbys: 16 and later.
 macro_rules! on_majors_with_standby_slots {
     ($($scenario:ident),+ $(,)?) => {
-        $( tests_of!($scenario: pg16 = V16, pg18 = V18); )+
+        $( module_of_tests!($scenario { tests_on!(with_standby_slots: $scenario); }); )+
     };
 }
 
 /// The same for what came before that.
 macro_rules! on_majors_without_standby_slots {
     ($($scenario:ident),+ $(,)?) => {
-        $( tests_of!($scenario: pg15 = V15); )+
+        $( module_of_tests!($scenario { tests_on!(without_standby_slots: $scenario); }); )+
     };
 }
 
 /// The same for what needs failover slots: 17 and later.
 macro_rules! on_majors_with_slot_sync {
     ($($scenario:ident),+ $(,)?) => {
-        $( tests_of!($scenario: pg18 = V18); )+
+        $( module_of_tests!($scenario { tests_on!(with_slot_sync: $scenario); }); )+
+    };
+}
+
+/// The same for what needs dblink, which not every server at hand has.
+macro_rules! on_majors_with_dblink {
+    ($($scenario:ident),+ $(,)?) => {
+        $( module_of_tests!($scenario {
+            tests_on!(without_standby_slots: $scenario);
+            tests_on!(with_slot_sync: $scenario);
+        }); )+
     };
 }
 
@@ -44,22 +94,10 @@ macro_rules! scenarios {
     };
 }
 
-macro_rules! tests_of {
-    ($scenario:ident: $($test:ident = $major:ident),+) => {
-        mod $scenario {
-            $(
-                #[test]
-                fn $test() {
-                    super::$scenario(harness::Major::$major);
-                }
-            )+
-        }
-    };
-}
-
 mod abandoned;
 mod all_limits;
 mod at_risk;
+mod backtraces;
 mod blocker_action;
 mod blockers;
 mod contract;
@@ -73,9 +111,12 @@ mod hints;
 mod history;
 mod hostile_database;
 mod idle;
+mod in_vain;
 mod limits;
 mod log_lines;
 mod many_slots;
+mod memory;
+mod peers;
 mod privileges;
 mod record;
 mod same_cluster_subscription;
@@ -87,7 +128,7 @@ mod tries;
 mod upgrade;
 mod worker;
 
-use harness::{Cluster, Major, Session, Setup};
+use harness::{Cluster, Major, PATIENCE, Pid, Session, Setup, wait_until};
 
 /// A primary with the extension preloaded and created in database postgres.
 fn primary(major: Major) -> Cluster {
@@ -98,6 +139,16 @@ fn with_extension(setup: Setup) -> Cluster {
     let cluster = setup.start();
     cluster.create_extension();
     cluster
+}
+
+/// A backend was killed: the postmaster ends all others, this worker among them,
+/// and begins anew.
+#[track_caller]
+fn wait_for_recovery(cluster: &Cluster, worker: Pid) {
+    cluster.forget_observer();
+    wait_until("the crashed server to recover", PATIENCE, || {
+        !worker.is_alive() && cluster.login().try_connect().is_ok()
+    });
 }
 
 /// Makes each scan fail: a catalog view of it gets another name. The session can

@@ -12,6 +12,7 @@ on_every_major!(
     one_serves_twenty_slots,
     healing_needs_no_extension,
     nudge_by_hand,
+    no_nudge_while_disabled,
 );
 
 /// A rollback flushes nothing, and neither does the record the creator writes
@@ -120,4 +121,22 @@ fn nudge_by_hand(major: Major) {
     assert!(nudged <= flushed, "{nudged} is not flushed: {flushed}");
     let records = cluster.running_xacts_since(before);
     assert_eq!(records.len(), 1, "{records:#?}");
+}
+
+fn no_nudge_while_disabled(major: Major) {
+    let cluster = with_extension(Setup::new(major).conf("slot_self_heal.enabled = off"));
+    let _frozen = cluster.freeze_bgwriter();
+    let refused = || cluster.observe(|session| session.error("SELECT slot_self_heal_nudge()"));
+    // What a session's first look at the catalogs leaves behind.
+    refused();
+    for_a_while();
+    let before = cluster.insert_lsn();
+    let error = refused();
+    assert_eq!(error.code, "55000", "{error}");
+    assert_eq!(error.message, "slot_self_heal.enabled is off");
+    assert!(
+        error.hint.contains("slot_self_heal.enabled = on;"),
+        "{error}"
+    );
+    assert_eq!(cluster.insert_lsn(), before, "WAL was written");
 }

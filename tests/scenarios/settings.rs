@@ -22,10 +22,6 @@ fn disabled(major: Major) {
         .unwrap();
     cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
     cluster.set("slot_self_heal.enabled", "off");
-    cluster.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.enabled') = 'off'",
-    );
     for_a_while();
     let scans = cluster.worker().scans;
     let blocking = Blocker::IdleInTransaction.start(&cluster);
@@ -55,10 +51,6 @@ fn scan_interval_reloaded(major: Major) {
     let cluster = primary(major);
     cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
     cluster.set("slot_self_heal.scan_interval", "'1h'");
-    cluster.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.scan_interval') = '1h'",
-    );
     for_a_while();
     let blocking = Blocker::IdleInTransaction.start(&cluster);
     let mut creation = Creator::Walsender.start(&cluster, SLOT);

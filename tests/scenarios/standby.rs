@@ -10,6 +10,7 @@ mod deadlock;
 mod end_blocker;
 mod failover;
 mod healing;
+mod hostile_upstream;
 mod idle;
 mod limits;
 mod network;

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use harness::{Blocker, Cluster, Creator, Pid, Setup, Signal};
 
-use crate::{Major, NO_WAL_WRITER, break_the_scan, primary, with_extension};
+use crate::{Major, NO_WAL_WRITER, break_the_scan, primary, wait_for_recovery, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
 on_every_major!(
     shows_itself,
+    small_stack,
     takes_no_xid_while_it_watches,
     terminated_while_a_slot_waits,
     terminated_again_and_again,
@@ -41,6 +42,26 @@ fn shows_itself(major: Major) {
              AND wait_event_type = 'Extension' AND wait_event ILIKE '%slot%heal%')",
         );
     }
+}
+
+/// Where `ulimit -s` is small the postmaster has as little: what it makes in
+/// shared memory must not be made on its stack first.
+fn small_stack(major: Major) {
+    let cluster = with_extension(Setup::new(major).stack_limit(1 << 20));
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    blocking.commit();
+    creation.finish().unwrap();
+    assert_eq!(cluster.wait_for_end_of(SLOT).outcome, "ready");
+
+    // and once more, when the memory is made anew after a crash
+    cluster.may_crash();
+    let worker = cluster.worker().pid.unwrap();
+    cluster.connect().pid().signal(Signal::Kill);
+    wait_for_recovery(&cluster, worker);
+    cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
+    assert_eq!(cluster.history().len(), 0);
 }
 
 /// Nothing is left to be scanned once the creation has ended, and the worker

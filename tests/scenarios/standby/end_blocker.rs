@@ -6,7 +6,10 @@ use harness::{Blocker, Blocking, Cluster, Creation, Creator, Login, Session, Set
 use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
-    blocker_action::{TERMINATED, app, cancelling, check_nobody_was_told, sparing},
+    blocker_action::{
+        TERMINATED, app, cancelling, check_nobody_was_told, create_again_and_again, sparing,
+        start_copy,
+    },
     with_extension,
 };
 
@@ -30,6 +33,10 @@ on_majors_with_standby_slots!(
     function_and_no_such_transaction,
     function_and_null,
     function_on_a_standby,
+    function_while_disabled,
+    one_that_the_primary_spares_spares_the_others,
+    silent_copy_there,
+    grace_across_tries,
 );
 
 /// A role for standbys that may have records written and sees every session.
@@ -122,7 +129,8 @@ fn check_spared(pair: &Pair, guarded: &Blocking, reason: &str) {
         .wait_for_log(&format!("{}{reason}", sparing(guarded)));
     let detail = format!("slot_self_heal does not end it: {reason}");
     pair.standby.wait_for_status(SLOT, "the reason", |status| {
-        status.blocker_xids() == [guarded.xid.as_str()] && status.detail().contains(&detail)
+        status.blocker_xids().first() == Some(&guarded.xid.as_str())
+            && status.detail().contains(&detail)
     });
     for_a_while();
     assert!(guarded.goes_on(&pair.primary), "it was ended");
@@ -246,16 +254,26 @@ fn report_asks_for_nothing(major: Major) {
     is_over(&pair, creation);
 }
 
-/// One that the primary guards, and one that it does not: the latter is ended.
+/// One that the primary guards, and one that it does not: that one's end would
+/// be in vain, and it is not asked for before the other is over.
 #[track_caller]
 fn guarded_there(pair: &Pair, blocker: Blocker, login: impl Fn(&Cluster) -> Login, reason: &str) {
     let guarded = blocker.start_as(&pair.primary, &login(&pair.primary));
     let mut other = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
-    let creation = create_behind(pair, &guarded);
-    is_ended(pair, &mut other);
+    let mut creation = create_behind(pair, &guarded);
     check_spared(pair, &guarded, &format!("on the primary, {reason}"));
-    assert_eq!(pair.primary.count_in_log("terminating the session of"), 1);
-    is_over(pair, creation);
+    pair.standby.wait_for_log(&format!(
+        "{}transaction {} would have to end first",
+        sparing(&other),
+        guarded.xid
+    ));
+    assert!(other.goes_on(&pair.primary), "it was ended in vain");
+    check_nobody_was_told(&pair.primary);
+    let pid = guarded.pid.expect("a session");
+    pair.primary
+        .run(&format!("SELECT pg_terminate_backend({pid})"));
+    is_ended(pair, &mut other);
+    pair.finish(&mut creation);
 }
 
 fn superuser_there(major: Major) {
@@ -310,7 +328,7 @@ fn grace_there(major: Major) {
 fn same_application(major: Major) {
     let pair = merciless_pair(&[], major);
     pair.primary.set("log_statement", "'all'");
-    let peer = app(&pair.primary).application("cdc");
+    let peer = app(&pair.primary).application("cdc").role("postgres");
     let guarded = Blocker::IdleInTransaction.start_as(&pair.primary, &peer);
     let creation = create_behind(&pair, &guarded);
     check_spared(&pair, &guarded, "it is a peer of the creator of the slot");
@@ -422,10 +440,6 @@ fn function_goes_by_what_has_run(major: Major) {
     assert_eq!(ask(&mut session, &blocking.xid, "'2h'"), refused);
     assert_eq!(ask(&mut session, &blocking.xid, "'-2h'"), refused);
     primary.set("slot_self_heal.blocker_grace", "'100ms'");
-    primary.wait_until_sql(
-        "the reload",
-        "current_setting('slot_self_heal.blocker_grace') = '100ms'",
-    );
     for_a_while();
     assert_eq!(ask(&mut session, &blocking.xid, "'0'"), refused);
     let ended = vec![vec![Some("terminate".to_owned()), None]];
@@ -466,4 +480,69 @@ fn function_on_a_standby(major: Major) {
     assert_eq!(error.code, "55000", "{error}");
     assert_eq!(error.hint, "Run it on the primary.");
     assert!(blocking.goes_on(&pair.primary));
+}
+
+/// Whoever may call it.
+fn function_while_disabled(major: Major) {
+    let primary = primary_with(&MERCILESS, major);
+    let blocking = Blocker::IdleInTransaction.start_as(&primary, &app(&primary));
+    primary.set("slot_self_heal.enabled", "off");
+    let mut session = primary.connect();
+    primary.wait_until_sql(
+        "the reload",
+        "current_setting('slot_self_heal.enabled') = 'off'",
+    );
+    let refused = none("slot_self_heal.enabled is off");
+    assert_eq!(ask(&mut session, &blocking.xid, "'2h'"), refused);
+    for_a_while();
+    assert!(blocking.goes_on(&primary), "it was ended");
+    check_nobody_was_told(&primary);
+}
+
+/// A prepared transaction, which is never asked about, holds back the request
+/// for the session beside it.
+fn one_that_the_primary_spares_spares_the_others(major: Major) {
+    let pair = merciless_pair(&[], major);
+    pair.primary.set("log_statement", "'all'");
+    // The standby learns of both with the WAL of the second.
+    let mut other = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
+    let prepared = Blocker::Prepared.start_as(&pair.primary, &app(&pair.primary));
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let mut creation = create_behind(&pair, &other);
+    pair.standby.wait_for_log(&format!(
+        "{}transaction {} would have to end first",
+        sparing(&other),
+        prepared.xid
+    ));
+    for_a_while();
+    assert_eq!(pair.primary.count_in_log(".slot_self_heal_end_blocker("), 0);
+    let gid = prepared.gid.as_deref().unwrap_or_default();
+    pair.primary
+        .run(&format!("ROLLBACK PREPARED '{}'", gid.replace('\'', "''")));
+    is_ended(&pair, &mut other);
+    pair.finish(&mut creation);
+}
+
+/// The primary hears of it from the standby, and goes by what it sees itself:
+/// that takes it more than one look.
+fn silent_copy_there(major: Major) {
+    let pair = merciless_pair(&["slot_self_heal.blocker_scope = 'idle'"], major);
+    let (_psql, xid) = start_copy(&pair.primary);
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    let ended = format!("terminating the session of transaction {xid}, ");
+    assert_eq!(pair.primary.count_in_log(&ended), 1);
+}
+
+/// As on a primary, for a client that gives up and begins again.
+fn grace_across_tries(major: Major) {
+    let pair = merciless_pair(&[], major);
+    pair.standby.set("slot_self_heal.blocker_grace", "'5s'");
+    let mut blocking = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
+    let mut client = pair.standby.login().application("cdc").connect();
+    client.run("SET statement_timeout = '2s'");
+    let tries = create_again_and_again(&mut client, "57014");
+    assert!(tries >= 2, "5 s do not fit into one try");
+    is_ended(&pair, &mut blocking);
 }

@@ -44,7 +44,7 @@ fn pair_asking(major: Major, host: &str, port: u16) -> Pair {
 
 /// The worker goes on looking, and the views answer.
 #[track_caller]
-fn check_it_looks_on(pair: &Pair) {
+pub(super) fn check_it_looks_on(pair: &Pair) {
     const SOON: Duration = Duration::from_secs(15);
     for _ in 0..3 {
         let before = pair.standby.worker().last_scan_at;

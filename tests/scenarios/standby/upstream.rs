@@ -1,7 +1,10 @@
 //! An upstream that writes no record when asked: each trouble with its name
 //! and its remedy, said once, and over once it is mended.
 
-use harness::{Cluster, Creation, Creator, Setup, for_a_while, free_port};
+use harness::{
+    Asked, Cluster, Creation, Creator, Done, FakeUpstream, PATIENCE, Setup, for_a_while, free_port,
+    wait_until,
+};
 
 use super::{Pair, RECEIVE_SOON, SLOT, TRY_SOON, ask, ask_now, check_hint};
 use crate::{Major, primary, with_extension};
@@ -12,6 +15,8 @@ on_majors_with_standby_slots!(
     not_permitted_with_names_to_quote,
     not_preloaded,
     not_preloaded_and_not_permitted,
+    switched_off,
+    switched_off_and_not_permitted,
     refused_by_pg_hba,
     wrong_password,
     nobody_listens,
@@ -21,6 +26,12 @@ on_majors_with_standby_slots!(
     mended_while_a_transaction_is_in_the_way,
     connection_terminated,
     functions_of_our_names,
+    role_with_settings_of_its_own,
+    refusals_become_rare,
+    reload_ends_the_pause,
+    request_by_hand_ends_the_pause,
+    retrying_client_does_not_make_them_frequent,
+    server_that_starts_is_asked_again_soon,
 );
 
 /// A GRANT on the primary leaves dead rows in its catalogs. Once these are
@@ -166,6 +177,31 @@ fn not_preloaded(major: Major) {
     let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
+}
+
+/// `enabled = off` stops the function there, and not the server's own.
+fn switched_off(major: Major) {
+    let primary = with_extension(Setup::new(major).conf("slot_self_heal.enabled = off"));
+    let pair = Pair::of(
+        primary,
+        Setup::new(major).conf("slot_self_heal.enabled = on"),
+    );
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+    // The former was not even tried.
+    assert_eq!(pair.primary.count_in_log("enabled is off"), 0);
+}
+
+fn switched_off_and_not_permitted(major: Major) {
+    let primary = with_extension(Setup::new(major).conf("slot_self_heal.enabled = off"));
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let standby = standby_as("replicator", major).conf("slot_self_heal.enabled = on");
+    let pair = Pair::of(primary, standby);
+    let grant = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_log_standby_snapshot() TO replicator;";
+    let words = [grant, "the server's own function"];
+    mended_by_hint(&pair, "not configured", "postgres", &words);
 }
 
 fn not_preloaded_and_not_permitted(major: Major) {
@@ -356,4 +392,150 @@ fn functions_of_our_names(major: Major) {
     let mut creation = pair.create(Creator::Walsender);
     pair.finish(&mut creation);
     is_well(&pair.standby);
+}
+
+/// What ALTER ROLE sets for the role's sessions is not for ours.
+fn role_with_settings_of_its_own(major: Major) {
+    let primary = primary(major);
+    create_replicator(&primary);
+    primary.run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO replicator");
+    let mut settings = vec![
+        "idle_session_timeout = '100ms'",
+        "idle_in_transaction_session_timeout = '1ms'",
+        "lock_timeout = '1ms'",
+        "default_transaction_read_only = on",
+        "default_transaction_isolation = serializable",
+        "default_transaction_deferrable = on",
+        "search_path = nowhere",
+        "client_encoding = 'LATIN1'",
+        "quote_all_identifiers = on",
+    ];
+    if primary.number("SELECT count(*) FROM pg_settings WHERE name = 'transaction_timeout'") > 0 {
+        settings.push("transaction_timeout = '2s'");
+    }
+    for setting in settings {
+        primary.run(&format!("ALTER ROLE replicator SET {setting}"));
+    }
+    let pair = Pair::of(primary, standby_as("replicator", major));
+    let blocking = pair.start_blocker_that_wrote();
+    let mut creation = pair.create(Creator::Walsender);
+    pair.standby.wait_for_status(SLOT, "the blocker", |status| {
+        status.blocker_pids() == [blocking.pid]
+    });
+    for_a_while();
+    blocking.commit();
+    pair.finish(&mut creation);
+    is_well(&pair.standby);
+    assert_eq!(pair.standby.worker().last_error, None);
+    // each session was ended by us
+    let ended = ["idle-session timeout", "transaction timeout"];
+    assert!(ended.iter().all(|why| pair.primary.count_in_log(why) == 0));
+}
+
+/// A standby that is turned away by its upstream, as a server says it, unless
+/// it is a session that asks.
+#[track_caller]
+fn pair_turned_away(sqlstate: &'static str, major: Major) -> (Pair, FakeUpstream) {
+    let primary = primary(major);
+    let fake = FakeUpstream::before(primary.port(), move |asked, to| match asked {
+        Asked::Startup(parameters) if !is_for_a_session(parameters) => {
+            to.begins();
+            to.error("FATAL", sqlstate, "not you")?;
+            Ok(Done::Answered)
+        }
+        Asked::Startup(_) | Asked::Query(_) => Ok(Done::PassOn),
+    });
+    // the pause after any other failure is a third of it
+    let standby = Setup::new(major)
+        .conf("slot_self_heal.nudge_interval = 100ms")
+        .conf(&format!(
+            "slot_self_heal.primary_conninfo = 'host=127.0.0.1 port={} user=postgres'",
+            fake.port()
+        ));
+    (Pair::of(primary, standby), fake)
+}
+
+/// Its application's name tells how far the request has come.
+fn is_for_a_session(parameters: &[u8]) -> bool {
+    const NAME: &[u8] = b"slot_self_heal/1\0";
+    parameters.windows(NAME.len()).any(|part| part == NAME)
+}
+
+const NOT_IN_PG_HBA: &str = "28000";
+
+/// More than there are in a minute when the pauses double from 250 ms on, and
+/// far fewer than there are in two seconds when they do not.
+const FEW: usize = 12;
+
+fn refusals_become_rare(major: Major) {
+    let (pair, fake) = pair_turned_away(NOT_IN_PG_HBA, major);
+    let creation = pair.create(Creator::Walsender);
+    let worker = pair.standby.wait_for_worker("a refusal", |worker| {
+        worker.upstream.as_deref() == Some("unreachable") && worker.hint.is_some()
+    });
+    let error = worker.last_error.unwrap_or_default();
+    assert!(error.contains(&fake.port().to_string()), "{error}");
+    assert!(error.ends_with("FATAL:  not you"), "{error}");
+    let hint = worker.hint.unwrap_or_default();
+    check_hint(&hint);
+    assert!(
+        hint.contains("5 min") && hint.contains("pg_reload_conf"),
+        "{hint}"
+    );
+    for_a_while();
+    assert!(fake.answered() < FEW, "{} refusals", fake.answered());
+    drop(creation);
+}
+
+/// Does something that lets the standby try at once, again and again: were it
+/// to wait for the end of its pauses, the last of them would take too long.
+#[track_caller]
+fn is_tried_at_once_after(fake: &FakeUpstream, mut act: impl FnMut()) {
+    const TIMES: usize = 10;
+    wait_until("a refusal", PATIENCE, || fake.answered() > 0);
+    for _ in 0..TIMES {
+        let before = fake.answered();
+        act();
+        wait_until("another try", PATIENCE, || fake.answered() > before);
+    }
+}
+
+fn reload_ends_the_pause(major: Major) {
+    let (pair, fake) = pair_turned_away(NOT_IN_PG_HBA, major);
+    let creation = pair.create(Creator::Walsender);
+    is_tried_at_once_after(&fake, || pair.standby.run("SELECT pg_reload_conf()"));
+    drop(creation);
+}
+
+fn request_by_hand_ends_the_pause(major: Major) {
+    let (pair, fake) = pair_turned_away(NOT_IN_PG_HBA, major);
+    // which keeps the creation waiting, whatever is written meanwhile
+    let blocking = pair.start_blocker_that_wrote();
+    let creation = pair.create(Creator::Walsender);
+    is_tried_at_once_after(&fake, || pair.standby.run("SELECT slot_self_heal_nudge()"));
+    drop((creation, blocking));
+}
+
+fn retrying_client_does_not_make_them_frequent(major: Major) {
+    let (pair, fake) = pair_turned_away(NOT_IN_PG_HBA, major);
+    for n in 0..FEW {
+        let slot = format!("slot_{n}");
+        let creation = Creator::Walsender.start(&pair.standby, &slot);
+        pair.standby
+            .wait_for_status(&slot, "its creation", |status| {
+                status.creation_started.is_some()
+            });
+        drop(creation);
+        pair.standby.wait_for_end_of(&slot);
+    }
+    let refusals = fake.answered();
+    assert!((1..FEW).contains(&refusals), "{refusals} refusals");
+}
+
+/// One that says it will take connections in a moment will do so in a moment.
+fn server_that_starts_is_asked_again_soon(major: Major) {
+    let (pair, fake) = pair_turned_away("57P03", major);
+    let creation = pair.create(Creator::Walsender);
+    wait_until("many tries", PATIENCE, || fake.answered() > 2 * FEW);
+    drop(creation);
 }
