@@ -19,6 +19,7 @@ on_every_major!(
     by_another_role,
     cancelled_each_time,
     abandoned,
+    a_blocker_spared_once,
     of_many_slots,
 );
 scenarios!(on_every_major:
@@ -283,6 +284,31 @@ fn abandoned(major: Major) {
     });
 }
 
+/// What is said of a transaction is said once, not once a try.
+fn a_blocker_spared_once(major: Major) {
+    let setup = Setup::new(major)
+        .conf("slot_self_heal.blocker_action = terminate")
+        .conf("slot_self_heal.blocker_grace = '100ms'");
+    let cluster = with_extension(setup);
+    // a superuser's
+    let blocking = Blocker::IdleInTransaction.start(&cluster);
+    let sparing = format!("does not end transaction {}", blocking.xid);
+    let running = begin(&cluster, &client(&cluster), 1);
+    cluster.wait_for_log(&sparing);
+    drop(running);
+    for tries in 2..=4 {
+        wait_for_row(&cluster, "the last try", |row| row.tries == tries - 1);
+        let running = begin(&cluster, &client(&cluster), tries);
+        cluster.wait_for_status(SLOT, "the guard", |status| {
+            status.detail().contains("slot_self_heal does not end it")
+        });
+        drop(running);
+    }
+    wait_for_row(&cluster, "the last try", |row| row.tries == 4);
+    assert_eq!(cluster.count_in_log(&sparing), 1);
+    assert!(blocking.goes_on(&cluster));
+}
+
 /// More than are remembered.
 fn of_many_slots(major: Major) {
     const SLOTS: usize = 160;
@@ -310,11 +336,11 @@ fn of_many_slots(major: Major) {
             cluster.number("SELECT count(*) FROM pg_replication_slots") == 0
         });
     }
-    wait_until("the history of the last of them", PATIENCE, || {
-        cluster
-            .history()
-            .first()
-            .is_some_and(|row| row.slot_name.len() == "slot_159".len())
+    let last = &names[SLOTS - 40..];
+    wait_until("the last of them to be history", PATIENCE, || {
+        let history = cluster.history();
+        let of_last = history.iter().filter(|row| last.contains(&row.slot_name));
+        of_last.count() == last.len()
     });
     assert!(cluster.history().len() <= 128);
     let worker = cluster.worker();
