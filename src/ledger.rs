@@ -19,10 +19,12 @@ use serde::de::DeserializeOwned;
 
 use self::page::Page;
 use crate::core::hint::Hint;
-use crate::core::history::Finished;
-use crate::core::observation::Pid;
+use crate::core::history::{self, Finished};
+use crate::core::observation::{Pid, SlotName};
+use crate::core::story::Story;
 use crate::core::time::Timestamp;
 use crate::core::watch::Watch;
+use crate::core::xid::Lsn;
 use crate::server;
 use crate::server::report::{self, Notice};
 
@@ -145,7 +147,7 @@ pub fn remember(ended: Vec<Finished>) {
         return;
     }
     let mut finished = finished();
-    finished.extend(ended);
+    history::add(&mut finished, ended);
     let surplus = finished.len().saturating_sub(FINISHED);
     finished.drain(..surplus);
     for shorten in [Finished::leave_out_queries, Finished::leave_out_blockers] {
@@ -156,6 +158,19 @@ pub fn remember(ended: Vec<Finished>) {
     }
     while !write(&HISTORY, &finished) && !finished.is_empty() {
         finished.remove(0);
+    }
+}
+
+/// What is remembered of the tries of a client.
+pub fn story_of(slot: &SlotName, story: &Story) -> Option<Finished> {
+    let mut finished = finished().into_iter();
+    finished.find(|finished| finished.is_of(slot, story))
+}
+
+/// The slot is there that a client had tried to create.
+pub fn made_unseen(slot: &SlotName, story: &Story, restart_lsn: Lsn, now: Timestamp) {
+    if let Some(tries) = story_of(slot, story) {
+        remember(vec![tries.made_unseen(story, restart_lsn, now)]);
     }
 }
 

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use pgrx::prelude::*;
 
-use crate::core::advice;
+use crate::core::advice::{self, Tense};
 use crate::core::blocker::Blocker;
 use crate::core::diagnosis::State;
-use crate::core::episode::{Episode, Telling};
+use crate::core::episode::{Episode, Telling, Waited};
 use crate::core::guard::{Ending, Guard};
 use crate::core::hint::Hint;
 use crate::core::history::{Finished, Outcome};
@@ -15,6 +15,7 @@ use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName, Transaction};
 use crate::core::policy::Limits;
 use crate::core::remedy;
+use crate::core::story::{Story, Unfinished, ordinal};
 use crate::core::time::{Timestamp, in_words};
 use crate::core::upstream::{Kind, Problem};
 use crate::core::watch::Watch;
@@ -39,9 +40,10 @@ pub fn waits(
     limits: &Limits,
     observation: &Observation,
 ) -> Notice {
-    let still = match telling {
-        Telling::First => "",
-        Telling::Again => "still ",
+    let again = match telling {
+        Telling::First => " and ",
+        Telling::Again => " and still ",
+        Telling::NextTry => " again and ",
     };
     let does = match episode.state {
         State::WaitingForReplay => "waits for replay",
@@ -54,14 +56,14 @@ pub fn waits(
         | State::NotSyncReady
         | State::Lost => "waits for transactions",
     };
-    let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
+    let advice = advice::on_next_try(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
         hint: advice.hint.map(Into::into),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!(
-                "logical replication slot \"{}\" is being created and {still}{does}",
+                "logical replication slot \"{}\" is being created{again}{does}",
                 episode.slot
             ),
         )
@@ -75,7 +77,7 @@ pub fn abandoned(
     limits: &Limits,
     observation: &Observation,
 ) -> Notice {
-    let advice = advice::on_creation(episode, watch, observation.role, limits, observation.at);
+    let advice = advice::on_next_try(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
         hint: advice.hint.map(Into::into),
@@ -99,9 +101,11 @@ pub fn cancelling(
     let waits = advice::on_wait(episode, watch, observation.role, observation.at);
     let creator = &episode.creator;
     let setting = reason.setting();
+    let story = episode.story.of_try(observation.at);
     Notice {
         detail: Some(format!(
-            "{setting} says so. Its creator was pid {} ({}). {}",
+            "{setting} says so. {}Its creator was pid {} ({}). {}",
+            story.map_or_else(String::new, |story| format!("{story}. ")),
             creator.pid,
             advice::describe_creator(creator),
             waits.detail.unwrap_or_default()
@@ -256,13 +260,10 @@ pub fn spared_blocker(
 /// A creation has ended.
 pub fn ended(finished: &Finished) -> Notice {
     let episode = &finished.episode;
-    let took = in_words(finished.ended.since(episode.started));
     let slot = &episode.slot;
+    let took = in_words(finished.ended.since(episode.started));
     let (code, message) = match finished.outcome {
-        Outcome::Ready => (
-            PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
-            format!("logical replication slot \"{slot}\" is ready after {took}"),
-        ),
+        Outcome::Ready => return ready(finished),
         Outcome::Cancelled => (
             PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             format!(
@@ -276,29 +277,125 @@ pub fn ended(finished: &Finished) -> Notice {
             ),
         ),
     };
-    let replay = match episode.waited.for_replay {
+    let cause = match finished.outcome {
+        Outcome::Ready | Outcome::Cancelled => "",
+        Outcome::Gone if episode.abandoned.is_some() => " Its client closed the connection.",
+        // What is said of all tries is said of this one.
+        Outcome::Gone if episode.story.tries > 1 => "",
+        Outcome::Gone => " Its client gave up, or somebody ended it.",
+    };
+    let story = [episode.story.of_try(finished.ended), held_up(finished)];
+    let story: Vec<String> = story.into_iter().flatten().collect();
+    let story = match story.is_empty() {
+        true => String::new(),
+        false => format!("{}.", capitalized(&story.join("; "))),
+    };
+    let waited = waited(
+        "Its creation",
+        &episode.waited,
+        episode.nudges,
+        episode.role(),
+    );
+    Notice {
+        detail: Some(format!("{story}{cause} {waited}").trim_start().to_owned()),
+        ..notice(code, message)
+    }
+}
+
+/// A slot is ready, after however many tries.
+fn ready(finished: &Finished) -> Notice {
+    let episode = &finished.episode;
+    let story = &episode.story;
+    let whose = match story.tries {
+        1 => "Its creation".to_owned(),
+        tries => format!("Its {tries} creations"),
+    };
+    Notice {
+        detail: Some(waited(&whose, &story.waited, story.nudges, episode.role())),
+        ..is_ready(&episode.slot, story, finished.ended)
+    }
+}
+
+fn is_ready(slot: &SlotName, story: &Story, now: Timestamp) -> Notice {
+    let took = in_words(now.since(story.began));
+    let at = match story.tries {
+        1 => String::new(),
+        tries => format!(", at the {} try", ordinal(tries)),
+    };
+    notice(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        format!("logical replication slot \"{slot}\" is ready after {took}{at}"),
+    )
+}
+
+/// A slot is there that a client had tried to create, and the creation was not seen.
+pub fn made_unseen(slot: &SlotName, story: &Story, now: Timestamp) -> Notice {
+    Notice {
+        detail: Some("The creation that made it was over too soon to be seen.".into()),
+        ..is_ready(slot, story, now)
+    }
+}
+
+/// A client has not tried again for long. `finished`: its tries, if they are remembered.
+pub fn silent(unfinished: &Unfinished, finished: Option<&Finished>, now: Timestamp) -> Notice {
+    let Unfinished { slot, story, .. } = unfinished;
+    let silence = in_words(now.since(unfinished.ended));
+    let story = story.of_tries(unfinished.ended);
+    let holder = finished.and_then(held_up);
+    Notice {
+        detail: Some(match holder {
+            Some(holder) => format!("{story}; {holder}."),
+            None => format!("{story}."),
+        }),
+        ..notice(
+            PgSqlErrorCode::ERRCODE_WARNING,
+            format!(
+                "logical replication slot \"{slot}\" was not created, and its client has not tried \
+                 again for {silence}"
+            ),
+        )
+    }
+}
+
+/// Who held up a creation that is over, in the end.
+fn held_up(finished: &Finished) -> Option<String> {
+    let (oldest, count) = finished.held_up_by?;
+    let mut blockers = finished.blockers.iter();
+    let oldest = blockers.find(|blocker| blocker.xid() == oldest)?;
+    let role = finished.episode.role();
+    let oldest = &oldest.transaction;
+    let held = advice::holds_up(oldest, count, Tense::Past, role, finished.ended);
+    Some(held)
+}
+
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_ascii_uppercase().to_string() + characters.as_str(),
+        None => String::new(),
+    }
+}
+
+fn waited(whose: &str, waited: &Waited, nudges: u32, role: Role) -> String {
+    let replay = match waited.for_replay {
         Duration::ZERO => String::new(),
         waited => format!(", {} for replay", in_words(waited)),
     };
-    let detail = format!(
-        "Its creation waited {} for transactions{replay} and {} for a running-xacts record; \
+    format!(
+        "{whose} waited {} for transactions{replay} and {} for a running-xacts record; \
          slot_self_heal {} {}.",
-        in_words(episode.waited.for_transactions),
-        in_words(episode.waited.for_record),
-        match episode.role() {
+        in_words(waited.for_transactions),
+        in_words(waited.for_record),
+        match role {
             Role::Primary => "wrote",
             Role::Standby => "asked for",
         },
-        match episode.nudges {
+        match nudges {
             0 => "none".to_owned(),
             1 => "one".to_owned(),
             nudges => nudges.to_string(),
         }
-    );
-    Notice {
-        detail: Some(detail),
-        ..notice(code, message)
-    }
+    )
 }
 
 /// A record was written here, or by the upstream on our request, the first for these slots.

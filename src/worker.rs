@@ -235,6 +235,7 @@ impl Worker {
             self.forget();
             return Ok(());
         }
+        self.look_after_stories();
         let gate = gate::look();
         if !self.has_work(gate) {
             return Ok(());
@@ -277,6 +278,34 @@ impl Worker {
         ledger::publish(&self.watch);
         self.tell(changes, &observation, &policy);
         acted
+    }
+
+    /// Between two tries of a client there is nothing to scan for.
+    fn look_after_stories(&mut self) {
+        if self.watch.unfinished.is_empty() {
+            return;
+        }
+        let now = server::now();
+        self.mind_the_clock(now);
+        let made = self.watch.take_made(gate::usable_slot);
+        let silent = self.watch.forget_silent(now);
+        if made.is_empty() && silent.is_empty() {
+            return;
+        }
+        ledger::publish(&self.watch);
+        for (unfinished, restart_lsn) in made {
+            let story = unfinished.next_try(now);
+            ledger::made_unseen(&unfinished.slot, &story, restart_lsn, now);
+            if story.was_told() {
+                report::log(narrate::made_unseen(&unfinished.slot, &story, now));
+            }
+        }
+        for unfinished in silent {
+            if unfinished.is_untold {
+                let finished = ledger::story_of(&unfinished.slot, &unfinished.story);
+                report::log(narrate::silent(&unfinished, finished.as_ref(), now));
+            }
+        }
     }
 
     /// Whether time has passed is told by a clock that nobody sets.
@@ -454,7 +483,7 @@ impl Worker {
                         Outcome::Cancelled => ledger::count(|counters| counters.cancelled += 1),
                         Outcome::Ready | Outcome::Gone => {}
                     }
-                    if finished.is_worth_telling() {
+                    if finished.is_worth_telling {
                         report::log(narrate::ended(&finished));
                     }
                     ended.push(*finished);
@@ -466,7 +495,7 @@ impl Worker {
 
     /// Drops what is known of the creations, once.
     fn forget(&mut self) {
-        if !self.watch.is_empty() {
+        if !self.watch.is_empty() || !self.watch.unfinished.is_empty() {
             self.watch = Watch::default();
             ledger::publish(&self.watch);
         }

@@ -210,6 +210,97 @@ pub fn on_creation(
     }
 }
 
+/// On a creation that goes on, in a log that knows of earlier tries: with the story, and whom it
+/// waits for.
+pub fn on_next_try(
+    episode: &Episode,
+    watch: &Watch,
+    role: Role,
+    limits: &Limits,
+    now: Timestamp,
+) -> Advice {
+    let advice = on_creation(episode, watch, role, limits, now);
+    let Some(story) = episode.story.of_try(now) else {
+        return advice;
+    };
+    let blockers = watch.blockers_of(episode);
+    let oldest = blockers.first();
+    match (episode.state, episode.abandoned, oldest) {
+        (State::WaitingForTransactions, None, Some(oldest)) => {
+            let count = episode.blockers.len() + episode.more_blockers;
+            let holder = holds_up(&oldest.transaction, count, Tense::Present, role, now);
+            let kin = kin(&episode.creator, &oldest.transaction);
+            let detail = format!("{story}; {holder}{kin}.{}", spared(oldest));
+            let advice = Advice {
+                detail: Some(detail),
+                hint: advice.hint,
+            };
+            with_limits(episode, advice, limits)
+        }
+        (
+            State::Starting
+            | State::WaitingForTransactions
+            | State::WaitingForRecord
+            | State::WaitingForReplay
+            | State::BlockingReplay
+            | State::Ready
+            | State::Abandoned
+            | State::NotSyncReady
+            | State::Lost,
+            _,
+            _,
+        ) => Advice {
+            detail: Some(match advice.detail {
+                Some(detail) => format!("{story}. {detail}"),
+                None => format!("{story}."),
+            }),
+            hint: advice.hint,
+        },
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Tense {
+    Present,
+    Past,
+}
+
+/// Who holds a creation up: `transaction 725 holds it up: pid 123 (role app), idle in transaction`.
+/// `count`: of all that do, `oldest` among them.
+pub fn holds_up(
+    oldest: &Transaction,
+    count: usize,
+    tense: Tense,
+    role: Role,
+    now: Timestamp,
+) -> String {
+    let place = match role {
+        Role::Primary => "",
+        Role::Standby => " on the primary",
+    };
+    let (one, several) = match tense {
+        Tense::Present => ("holds", "hold"),
+        Tense::Past => ("held", "held"),
+    };
+    let whose = describe(oldest, now);
+    let xid = oldest.xid;
+    if count > 1 {
+        format!("{count} transactions{place} {several} it up, the oldest of them {xid}: {whose}")
+    } else {
+        format!("transaction {xid}{place} {one} it up: {whose}")
+    }
+}
+
+/// What a transaction has to do with a slot's creator.
+fn kin(creator: &CreatorIdentity, transaction: &Transaction) -> &'static str {
+    match kinship(creator, transaction) {
+        Kinship::None => "",
+        Kinship::SameClient => ", of the same client as the slot's creator",
+        Kinship::SameApplication => ", of the same application as the slot's creator",
+        Kinship::WaitsForTheSlot => ", which itself waits for the slot",
+    }
+}
+
 /// Nobody waits for it any more, whatever it waits for itself.
 fn on_abandoned(
     episode: &Episode,
@@ -628,12 +719,7 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     let oldest = &oldest.transaction;
     let whose = describe(oldest, now);
     let waits = waits_for_lock(oldest, now);
-    let kin = match kinship(&episode.creator, oldest) {
-        Kinship::None => "",
-        Kinship::SameClient => ", of the same client as the slot's creator",
-        Kinship::SameApplication => ", of the same application as the slot's creator",
-        Kinship::WaitsForTheSlot => ", which itself waits for the slot",
-    };
+    let kin = kin(&episode.creator, oldest);
     let place = match role {
         Role::Primary => "",
         Role::Standby => " on the primary",

@@ -1,27 +1,27 @@
 //! One creation of a slot, from its first sight to its end.
 
 use std::collections::HashSet;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::diagnosis::{self, State};
-use super::limit::Cancelled;
+use super::history::{End, Outcome};
+use super::limit::{Cancelled, Reason};
 use super::observation::{
     Connection, Creator, CreatorIdentity, CreatorWait, Observation, Role, Slot, SlotName,
 };
 use super::policy::OwnLimits;
 use super::replay::Obstacle;
 use super::schedule::{Schedule, Waiting};
+use super::story::Story;
 use super::time::{Step, Timestamp};
 use super::watch::Sent;
 use super::xid::{Lsn, Xid};
 
-/// The least time between two log lines about one creation's blockers. On a busy server they end
-/// one by one, many a second, and a creation can wait for days: each line doubles the time until
-/// the next, up to [`RETELL_SELDOM`].
-const RETELL: Duration = Duration::from_secs(1);
-const RETELL_SELDOM: Duration = Duration::from_secs(300);
+/// What passes within so short a time is not worth a line of the log.
+const LASTS: Duration = Duration::from_secs(1);
 
 /// A creation that goes on, and what is remembered of it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub struct Episode {
     pub nudges: u32,
     pub last_nudge: Option<Nudge>,
     pub waited: Waited,
+    /// The tries of its client's before this one, and, once it is over, this one as well.
+    pub story: Story,
     restart_lsn: Option<Lsn>,
     /// As of the last scan.
     pub(super) wait: CreatorWait,
@@ -66,6 +68,7 @@ pub struct Episode {
     last_seen: Timestamp,
     told: Option<Told>,
     told_abandoned: bool,
+    told_cancelled: bool,
 }
 
 /// A running-xacts record that we wrote.
@@ -84,25 +87,37 @@ pub struct Waited {
     pub for_replay: Duration,
 }
 
+impl AddAssign for Waited {
+    fn add_assign(&mut self, other: Self) {
+        self.for_transactions += other.for_transactions;
+        self.for_record += other.for_record;
+        self.for_replay += other.for_replay;
+    }
+}
+
 /// What the log was last told of.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
-    at: Timestamp,
     state: State,
     blockers: Vec<Xid>,
     obstacle: Option<Obstacle>,
-    /// Until they may be told of again.
-    pause: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Telling {
     First,
     Again,
+    /// Of this try for the first time.
+    NextTry,
 }
 
 impl Episode {
-    pub(super) fn begin(slot: &Slot, creator: &Creator, observation: &Observation) -> Self {
+    pub(super) fn begin(
+        slot: &Slot,
+        creator: &Creator,
+        observation: &Observation,
+        story: Story,
+    ) -> Self {
         let now = observation.at;
         Self {
             role: observation.role,
@@ -126,11 +141,13 @@ impl Episode {
             nudges: 0,
             last_nudge: None,
             waited: Waited::default(),
+            story,
             restart_lsn: slot.restart_lsn,
             wait: creator.wait,
             last_seen: now,
             told: None,
             told_abandoned: false,
+            told_cancelled: false,
         }
     }
 
@@ -152,9 +169,7 @@ impl Episode {
         if let Some(cancelled) = &mut self.cancelled {
             cancelled.at += step;
         }
-        if let Some(told) = &mut self.told {
-            told.at += step;
-        }
+        self.story.clock_was_set(step);
     }
 
     /// The state that people are shown, and since when.
@@ -185,9 +200,9 @@ impl Episode {
         self.waited.for_transactions > Duration::ZERO || self.wait == CreatorWait::Transaction
     }
 
-    /// Whether the log was told that it waits.
+    /// Whether the log knows of it, of this try alone.
     pub fn was_told(&self) -> bool {
-        self.told.is_some() || self.told_abandoned
+        self.told.is_some() || self.told_abandoned || self.told_cancelled
     }
 
     /// Whether it was seen by more than one scan.
@@ -330,7 +345,7 @@ impl Episode {
     }
 
     pub(super) fn telling(&mut self) -> Option<Telling> {
-        let lasts = self.last_seen.since(self.state_since) >= RETELL;
+        let lasts = self.last_seen.since(self.state_since) >= LASTS;
         match (self.state, self.role) {
             (State::WaitingForTransactions, Role::Primary) => {}
             // A standby has to ask whom it waits for, and replay stumbles now and then.
@@ -349,28 +364,75 @@ impl Episode {
                 _,
             ) => return None,
         }
-        let (telling, pause) = match &self.told {
-            None => (Telling::First, RETELL),
+        let telling = match &self.told {
             Some(told) if told.says(self) => return None,
-            Some(told) if self.last_seen.since(told.at) < told.pause => return None,
-            Some(told) => (Telling::Again, (told.pause * 2).min(RETELL_SELDOM)),
+            _ if !self.story.may_be_told(self.last_seen) => return None,
+            Some(_) => Telling::Again,
+            None if self.story.tries > 1 => Telling::NextTry,
+            None => Telling::First,
         };
+        self.story.tell(self.last_seen);
         self.told = Some(Told {
-            at: self.last_seen,
             state: self.state,
             blockers: self.blockers.clone(),
             obstacle: self.obstacle.clone(),
-            pause,
         });
         Some(telling)
     }
 
-    /// Whether to say that its client is gone: once.
+    /// Whether to say that its client is gone: once, and of a try that the log does not know of not
+    /// more often than anything else.
     pub(super) fn tells_of_abandonment(&mut self) -> bool {
-        let lasts = |since: Timestamp| self.last_seen.since(since) >= RETELL;
-        !self.told_abandoned && self.abandoned.is_some_and(lasts) && {
-            self.told_abandoned = true;
-            true
+        let lasts = |since: Timestamp| self.last_seen.since(since) >= LASTS;
+        if self.told_abandoned || !self.abandoned.is_some_and(lasts) {
+            return false;
+        }
+        self.told_abandoned = self.tells_of_this_try();
+        self.told_abandoned
+    }
+
+    /// It was told to end. Returns whether to say so.
+    pub(super) fn cancelled(&mut self, reason: Reason, now: Timestamp) -> bool {
+        let was_told_to_end = self.cancelled.is_some();
+        let is_news = self.story.is_news(&reason);
+        if is_news && !self.was_told() {
+            self.story.tell(now);
+        }
+        let tells = !was_told_to_end && (is_news || self.tells_of_this_try());
+        self.told_cancelled |= tells;
+        self.cancelled = Some(Cancelled { at: now, reason });
+        tells
+    }
+
+    /// It is over. Returns whether to say so.
+    pub(super) fn finish(&mut self, outcome: Outcome, end: &End) -> bool {
+        self.story.waited += self.waited;
+        self.story.nudges = self.story.nudges.saturating_add(self.nudges);
+        self.story.max_retained_wal = self.story.max_retained_wal.max(self.max_retained_wal);
+        let ends = &mut self.story.ends;
+        match (outcome, end) {
+            (Outcome::Ready, _) => {}
+            (Outcome::Cancelled, _) => ends.by_us += 1,
+            (Outcome::Gone, End::Unusable) => ends.otherwise += 1,
+            (Outcome::Gone, End::Vanished | End::Ready(_)) => ends.by_client += 1,
+        }
+        // One on a standby that needed our record would be there still.
+        let needed_us = self.role == Role::Standby && self.nudges > 0;
+        match outcome {
+            Outcome::Ready => self.was_told() || self.story.was_told() || needed_us,
+            Outcome::Cancelled | Outcome::Gone if needed_us => self.tells_of_this_try(),
+            Outcome::Cancelled | Outcome::Gone => self.was_told(),
+        }
+    }
+
+    /// Whether the log knows of this try, or may hear of it now.
+    fn tells_of_this_try(&mut self) -> bool {
+        self.was_told() || {
+            let may = self.story.may_be_told(self.last_seen);
+            if may {
+                self.story.tell(self.last_seen);
+            }
+            may
         }
     }
 

@@ -33,6 +33,7 @@ pub mod replay;
 pub mod risk;
 pub mod schedule;
 pub mod status;
+pub mod story;
 pub mod time;
 pub mod upstream;
 pub mod watch;

@@ -26,6 +26,8 @@ pub struct Status {
     pub nudges: u32,
     pub last_nudge: Option<Nudge>,
     pub advice: Advice,
+    /// Of a creation that goes on.
+    pub tries: Option<u32>,
 }
 
 /// Why the worker may know nothing of a creation.
@@ -91,6 +93,7 @@ fn bare(slot: Slot, state: State) -> Status {
         nudges: 0,
         last_nudge: None,
         advice: Advice::default(),
+        tries: None,
     }
 }
 
@@ -106,6 +109,7 @@ fn of_episode(slot: Slot, episode: &Episode, known: &Known, now: Timestamp) -> S
         nudges: episode.nudges,
         last_nudge: episode.last_nudge,
         advice: advice::on_creation(episode, &known.watch, known.role, &known.watch.limits, now),
+        tries: Some(episode.story.tries),
     }
 }
 
@@ -272,6 +276,7 @@ mod tests {
             assert!(blocker.get(key).is_some(), "{key}");
         }
         assert_eq!(blocker["pid"], 1234);
+        assert_eq!(status.tries, Some(1));
     }
 
     #[test]
@@ -286,7 +291,7 @@ mod tests {
             (nothing(), Worker::NotRunning, "does not run"),
         ] {
             let status = of_x(&known(watch, worker));
-            assert_eq!(status.state, State::Starting);
+            assert_eq!((status.state, status.tries), (State::Starting, None));
             let detail = status.advice.detail.expect("a detail");
             assert!(detail.contains(word), "{detail}");
         }
@@ -302,8 +307,10 @@ mod tests {
             ended: at(9),
             outcome: Outcome::Ready,
             restart_lsn: Some(Lsn::new(1 << 24)),
+            held_up_by: None,
             episode,
             blockers: Vec::new(),
+            is_worth_telling: true,
         }];
         let ready = |name| status(slot(name, Progress::Usable), &known, at(1000));
         assert_eq!(
@@ -311,7 +318,7 @@ mod tests {
             (Some(at(9)), 2)
         );
         assert_eq!((ready("y").state_since, ready("y").nudges), (None, 0));
-        assert_eq!(ready("x").state, State::Ready);
+        assert_eq!((ready("x").state, ready("x").tries), (State::Ready, None));
 
         // Another of the same name, or the same after it was used.
         let later = Slot {

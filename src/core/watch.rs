@@ -9,15 +9,16 @@ use serde::{Deserialize, Serialize};
 use super::blocker::Blocker;
 use super::copy::UnreadyCopy;
 use super::episode::{Episode, Nudge, Telling};
-use super::history::{Finished, REMEMBERED};
-use super::limit::{Cancelled, Reason};
-use super::observation::{CreatorWait, Observation, Progress, Role, Slot, SlotName};
+use super::history::{End, Finished, Outcome, REMEMBERED};
+use super::limit::Reason;
+use super::observation::{CreatorIdentity, CreatorWait, Observation, Progress, Role, SlotName};
 use super::policy::Limits;
 use super::replay::Replay;
 use super::risk::WalRate;
+use super::story::{self, Story, Unfinished};
 use super::time::{Step, Timestamp};
 use super::upstream::{Record, Upstream};
-use super::xid::Xid;
+use super::xid::{Lsn, Xid};
 
 /// What is worth saying about a creation.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub struct Watch {
     pub limits: Limits,
     /// The role that may not see the primary's sessions, as the upstream says.
     pub blind: Option<String>,
+    /// Creations that ended without a slot and whose clients may try again, the latest last.
+    pub unfinished: Vec<Unfinished>,
     sent: Option<Sent>,
 }
 
@@ -69,6 +72,9 @@ impl Watch {
         }
         for blocker in &mut self.blockers {
             blocker.clock_was_set(step);
+        }
+        for unfinished in &mut self.unfinished {
+            unfinished.clock_was_set(step);
         }
     }
 
@@ -87,11 +93,12 @@ impl Watch {
                 (Progress::Building(creator), remembered) => {
                     let mut episode = match remembered {
                         Some(episode) if episode.is_creation_of(slot, creator) => episode,
-                        Some(other) => {
-                            changes.push(self.ended(other, None, now));
-                            Episode::begin(slot, creator, observation)
+                        other => {
+                            changes
+                                .extend(other.map(|other| self.ended(other, End::Vanished, now)));
+                            let story = self.story_of(&slot.name, &creator.identity, now);
+                            Episode::begin(slot, creator, observation, story)
                         }
-                        None => Episode::begin(slot, creator, observation),
                     };
                     episode.observe(slot, creator, observation, self.sent.as_ref());
                     if let Some(telling) = episode.telling() {
@@ -103,7 +110,7 @@ impl Watch {
                     self.episodes.insert(slot.name.clone(), episode);
                 }
                 (Progress::Usable, Some(episode)) => {
-                    changes.push(self.ended(episode, Some(slot), now));
+                    changes.push(self.ended(episode, End::Ready(slot), now));
                 }
                 (Progress::NotSyncReady, remembered) => {
                     let mut copy = copies_before
@@ -111,29 +118,83 @@ impl Watch {
                         .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
                     copy.observe(&slot.name, observation);
                     self.copies.insert(slot.name.clone(), copy);
-                    changes.extend(remembered.map(|episode| self.ended(episode, None, now)));
+                    changes
+                        .extend(remembered.map(|episode| self.ended(episode, End::Unusable, now)));
                 }
                 (Progress::LeftBehind(_) | Progress::Invalidated(_), Some(episode)) => {
-                    changes.push(self.ended(episode, None, now));
+                    changes.push(self.ended(episode, End::Unusable, now));
                 }
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
             }
         }
         let vanished = before.into_values();
-        changes.extend(vanished.map(|episode| self.ended(episode, None, now)));
+        changes.extend(vanished.map(|episode| self.ended(episode, End::Vanished, now)));
         self.observe_blockers(observation);
         changes
     }
 
-    /// `made`: the slot, if it has become usable.
-    fn ended(&self, mut episode: Episode, made: Option<&Slot>, now: Timestamp) -> Change {
+    fn ended(&mut self, mut episode: Episode, end: End, now: Timestamp) -> Change {
         episode.pass(now);
         let blockers = self.blockers.iter();
         let blockers = blockers
             .filter(|blocker| episode.was_blocked_by(blocker.xid()))
             .cloned()
             .collect();
-        Change::Ended(Box::new(Finished::new(episode, blockers, made, now)))
+        let finished = Finished::new(episode, blockers, end, now);
+        match finished.outcome {
+            Outcome::Ready => {
+                let slot = &finished.episode.slot;
+                self.unfinished
+                    .retain(|unfinished| unfinished.slot != *slot);
+            }
+            Outcome::Cancelled | Outcome::Gone => {
+                self.unfinished.push(Unfinished::new(&finished));
+                let surplus = self.unfinished.len().saturating_sub(story::REMEMBERED);
+                self.unfinished.drain(..surplus);
+            }
+        }
+        Change::Ended(Box::new(finished))
+    }
+
+    /// The story of a creation that has just begun.
+    fn story_of(&mut self, slot: &SlotName, creator: &CreatorIdentity, now: Timestamp) -> Story {
+        let goes_on = |before: &Unfinished| before.goes_on_with(slot, creator);
+        let Some(index) = self.unfinished.iter().position(goes_on) else {
+            return Story::begin(now);
+        };
+        match self.unfinished.remove(index) {
+            before if before.is_over(now) => Story::begin(now),
+            before => before.next_try(now),
+        }
+    }
+
+    /// Ends the stories of slots that are there by now: the creation was over too soon to be seen.
+    /// `usable`: the slot's `restart_lsn`.
+    pub fn take_made(
+        &mut self,
+        usable: impl Fn(&SlotName) -> Option<Lsn>,
+    ) -> Vec<(Unfinished, Lsn)> {
+        let mut made = Vec::new();
+        for index in (0..self.unfinished.len()).rev() {
+            let is_going_on = |unfinished: &&Unfinished| {
+                // The next scan tells whose creation made it.
+                !self.episodes.contains_key(&unfinished.slot)
+            };
+            let unfinished = self.unfinished.get(index).filter(is_going_on);
+            if let Some(restart_lsn) = unfinished.and_then(|u| usable(&u.slot)) {
+                made.push((self.unfinished.remove(index), restart_lsn));
+            }
+        }
+        // The latest comes first: it is the last of a slot's clients that is taken for its creator.
+        let mut slots = HashSet::new();
+        made.retain(|(unfinished, _)| slots.insert(unfinished.slot.clone()));
+        made
+    }
+
+    /// Forgets the stories of clients that do not try any more.
+    pub fn forget_silent(&mut self, now: Timestamp) -> Vec<Unfinished> {
+        let is_over = |unfinished: &mut Unfinished| unfinished.is_over(now);
+        self.unfinished.extract_if(.., is_over).collect()
     }
 
     fn observe_blockers(&mut self, observation: &Observation) {
@@ -225,7 +286,7 @@ impl Watch {
     }
 
     /// A record was written that served `slots`, as of `observation`. Returns those of them for
-    /// which it is the first.
+    /// which it is the first, earlier tries included.
     pub fn recorded(
         &mut self,
         slots: &[SlotName],
@@ -269,7 +330,7 @@ impl Watch {
         let mut first = Vec::new();
         for name in slots {
             if let Some(episode) = self.episodes.get_mut(name) {
-                if episode.nudges == 0 {
+                if episode.nudges == 0 && episode.story.nudges == 0 {
                     first.push(name.clone());
                 }
                 episode.nudges += 1;
@@ -317,15 +378,15 @@ impl Watch {
             .collect()
     }
 
-    /// A creation was told to end.
-    pub fn cancelled(&mut self, slot: &SlotName, reason: Reason, now: Timestamp) {
-        if let Some(episode) = self.episodes.get_mut(slot) {
-            episode.cancelled = Some(Cancelled { at: now, reason });
-        }
+    /// A creation was told to end. Returns whether to say so.
+    pub fn cancelled(&mut self, slot: &SlotName, reason: Reason, now: Timestamp) -> bool {
+        let episode = self.episodes.get_mut(slot);
+        episode.is_some_and(|episode| episode.cancelled(reason, now))
     }
 
     /// Leaves out what matters least until `fits`: long queries, then all but the oldest blockers
-    /// of each creation, then creations. What was left out is counted.
+    /// of each creation, then what is remembered of earlier tries, then creations. What was left out
+    /// is counted.
     pub fn shrink_until(&mut self, fits: impl Fn(&Self) -> bool) {
         const SHORT_QUERY: usize = 80;
         const FEW_BLOCKERS: usize = 20;
@@ -345,6 +406,10 @@ impl Watch {
             episode.shorten();
         }
         self.drop_unnamed_blockers();
+        while !fits(self) && !self.unfinished.is_empty() {
+            let surplus = self.unfinished.len().div_ceil(2);
+            self.unfinished.drain(..surplus);
+        }
         while !fits(self) && !self.episodes.is_empty() {
             // A part of them at a time: each try writes all of it out.
             for _ in 0..self.episodes.len().div_ceil(8) {
@@ -363,9 +428,7 @@ mod tests {
     use super::super::diagnosis::State;
     use super::super::fixtures::*;
     use super::super::guard::Ending;
-    use super::super::history::Outcome;
     use super::super::observation::{Connection, Creator, Pid, Transaction};
-    use super::super::xid::Lsn;
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -560,13 +623,18 @@ mod tests {
             let mut creator = creator();
             change(&mut creator);
             let slots = vec![slot("x", Progress::Building(Box::new(creator)))];
-            let changes = watch.update(&observation(20, slots, vec![session(700, 1)]));
-            let [Change::Ended(ended), Change::Waits(Telling::First, _)] = changes.as_slice()
-            else {
+            let seen = |at| observation(at, slots.clone(), vec![session(700, 1)]);
+            let changes = watch.update(&seen(20));
+            let [Change::Ended(ended)] = changes.as_slice() else {
                 panic!("{changes:?}");
             };
             assert_eq!(ended.outcome, Outcome::Gone);
             assert_eq!(episode(&watch).started, at(20));
+            let changes = watch.update(&seen(1000));
+            assert!(
+                matches!(changes.as_slice(), [Change::Waits(Telling::NextTry, _)]),
+                "{changes:?}"
+            );
         }
     }
 

@@ -7,6 +7,8 @@ use std::ptr;
 use pgrx::pg_sys;
 
 use super::version;
+use crate::core::observation::SlotName;
+use crate::core::xid::Lsn;
 
 /// What the gate saw: whether slots may be building, and a mark that changes with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,17 +27,9 @@ pub enum Gate {
 pub fn look() -> Gate {
     let mut building = DefaultHasher::new();
     let mut open = false;
-    for index in 0..slot_count() {
-        // SAFETY: the array has max_replication_slots elements, made when the server started, and
-        // lives as long as this process. Fields are read one by one, without a reference to what
-        // other processes write.
+    for (index, slot) in slots() {
+        // SAFETY: as `slots` says.
         unsafe {
-            let first = (&raw const (*pg_sys::ReplicationSlotCtl).replication_slots)
-                .cast::<pg_sys::ReplicationSlot>();
-            let slot = first.add(index);
-            if !ptr::read_volatile(&raw const (*slot).in_use) {
-                continue;
-            }
             let data = &raw const (*slot).data;
             let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
             let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
@@ -53,6 +47,43 @@ pub fn look() -> Gate {
     } else {
         Gate::Closed
     }
+}
+
+/// Where the slot of this name begins to need WAL, if it can be used.
+///
+/// Read like the above; a name is written before its slot is in use (`ReplicationSlotCreate`).
+pub fn usable_slot(name: &SlotName) -> Option<Lsn> {
+    slots().find_map(|(_, slot)| {
+        // SAFETY: as `slots` says; a name is an array of bytes with a 0 among them.
+        unsafe {
+            let data = &raw const (*slot).data;
+            // Bytes with a sign here and without one there.
+            let bytes = ptr::read_volatile(&raw const (*data).name.data)
+                .map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
+            let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
+            let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
+            let restart_lsn = ptr::read_volatile(&raw const (*data).restart_lsn);
+            let is_named = bytes.split(|byte| *byte == 0).next() == Some(name.as_str().as_bytes());
+            (is_logical && is_usable && is_named).then(|| Lsn::new(restart_lsn))
+        }
+    })
+}
+
+/// The slots in use, each with its place.
+///
+/// The array has max_replication_slots elements, made when the server started, and lives as long as
+/// this process. Fields are to be read one by one, without a reference to what other processes
+/// write.
+fn slots() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
+    (0..slot_count()).filter_map(|index| {
+        // SAFETY: as above.
+        unsafe {
+            let first = (&raw const (*pg_sys::ReplicationSlotCtl).replication_slots)
+                .cast::<pg_sys::ReplicationSlot>();
+            let slot = first.add(index);
+            ptr::read_volatile(&raw const (*slot).in_use).then_some((index, slot))
+        }
+    })
 }
 
 /// Zero where the server has no slots at all.

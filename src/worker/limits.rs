@@ -34,7 +34,8 @@ impl Worker {
             // It is over; the next scan tells how.
             return;
         }
-        if episode.cancelled.is_none() {
+        let says = self.watch.cancelled(slot, reason.clone(), observation.at);
+        if let Some(episode) = self.watch.episodes.get(slot).filter(|_| says) {
             report::log(narrate::cancelling(
                 episode,
                 &reason,
@@ -42,7 +43,6 @@ impl Worker {
                 observation,
             ));
         }
-        self.watch.cancelled(slot, reason, observation.at);
     }
 
     /// Judges all that some creation waits for at present, and ends those that are due.

@@ -25,6 +25,7 @@ pub struct Status {
     pub safe_wal_size: Option<i64>,
     pub detail: Option<String>,
     pub hint: Option<String>,
+    pub tries: Option<i64>,
 }
 
 /// An element of the column `blockers`.
@@ -97,6 +98,8 @@ pub struct Finished {
     pub nudges: i64,
     pub max_retained_wal: Option<i64>,
     pub blockers: Vec<BlockerRow>,
+    pub reason: Option<String>,
+    pub tries: i64,
 }
 
 /// The row of `slot_self_heal_worker`.

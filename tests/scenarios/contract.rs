@@ -39,7 +39,8 @@ fn status_columns(major: Major) {
          wal_status text\n\
          safe_wal_size bigint\n\
          detail text\n\
-         hint text"
+         hint text\n\
+         tries integer"
     );
 }
 
@@ -77,7 +78,9 @@ fn history_columns(major: Major) {
          waited_for_replay interval\n\
          nudges integer\n\
          max_retained_wal bigint\n\
-         blockers jsonb"
+         blockers jsonb\n\
+         reason text\n\
+         tries integer"
     );
 }
 

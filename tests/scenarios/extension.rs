@@ -12,7 +12,6 @@ on_every_major!(
     in_a_schema_of_its_own,
     dropped_while_the_worker_runs,
     in_two_databases,
-    upgrade_of_nothing,
 );
 
 fn not_preloaded(major: Major) {
@@ -91,18 +90,6 @@ fn in_two_databases(major: Major) {
         "waiting_for_transactions"
     );
     drop((creation, blocking));
-}
-
-fn upgrade_of_nothing(major: Major) {
-    let cluster = Setup::new(major).start();
-    let mut session = cluster.connect();
-    session.run("CREATE EXTENSION slot_self_heal VERSION '0.1.0'");
-    session.run("ALTER EXTENSION slot_self_heal UPDATE");
-    assert_eq!(
-        session.value("SELECT extversion FROM pg_extension WHERE extname = 'slot_self_heal'"),
-        "0.1.0"
-    );
-    session.run("SELECT * FROM slot_self_heal_status");
 }
 
 /// pg_upgrade drops and restores database postgres, in which the worker sits on

@@ -125,6 +125,8 @@ mod settings;
 mod several_blockers;
 mod slots;
 mod standby;
+mod tries;
+mod upgrade;
 mod worker;
 
 use harness::{Cluster, Major, PATIENCE, Pid, Session, Setup, wait_until};

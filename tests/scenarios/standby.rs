@@ -20,6 +20,7 @@ mod records;
 mod replay;
 mod secrets;
 mod slot_sync;
+mod tries;
 mod upstream;
 
 use harness::{
