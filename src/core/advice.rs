@@ -12,6 +12,7 @@ use super::limit::ABANDONED_FOR;
 use super::observation::{
     CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Transaction,
 };
+use super::pause::{Pause, Raised, TooLow};
 use super::policy::{Limit, Limits};
 use super::replay::{Obstacle, Replay};
 use super::risk::Risk;
@@ -275,13 +276,13 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     let has_archive = replay.is_some_and(|replay| replay.has_archive);
     let (detail, hint) = match &episode.obstacle {
         None => ("Waits for this standby's replay.".to_owned(), None),
-        Some(Obstacle::Paused) => (
-            "Waits for this standby's replay, which is paused.".to_owned(),
-            Some(Hint::run(
-                sql!["SELECT pg_wal_replay_resume();"],
-                comment!("on this standby"),
-            )),
-        ),
+        Some(Obstacle::Paused(pause)) => {
+            let (why, hint) = on_pause(pause, replay);
+            (
+                format!("Waits for this standby's replay, which {why}."),
+                hint,
+            )
+        }
         Some(Obstacle::CutOff) if has_archive => (
             "Waits for WAL, and this standby receives none: it has no WAL receiver, and takes what \
              restore_command gives it, a whole segment at a time."
@@ -367,6 +368,96 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     Advice {
         detail: Some(detail),
         hint,
+    }
+}
+
+/// Why replay stands still. Only a pause that somebody asked for is resumed: any other ends with the
+/// server's shutdown or its promotion.
+fn on_pause(pause: &Pause, replay: Option<&Replay>) -> (String, Option<Hint>) {
+    match pause {
+        Pause::Asked => (
+            "is paused: somebody called pg_wal_replay_pause()".into(),
+            // At that very place: should replay have paused once more, it is for another reason.
+            replay.map(|replay| {
+                Hint::run(
+                    sql![
+                        "SELECT pg_wal_replay_resume() WHERE pg_last_wal_replay_lsn() = ",
+                        replay.replayed,
+                        ";"
+                    ],
+                    comment!("on this standby, if whoever paused it has no more use for that"),
+                )
+            }),
+        ),
+        Pause::TooLow(too_low) => {
+            let each = |one: &TooLow| {
+                let name = one.setting.name();
+                format!(
+                    "{name} is {} here and {} on the primary",
+                    one.here, one.primary
+                )
+            };
+            let list: Vec<String> = too_low.iter().map(each).collect();
+            (
+                format!(
+                    "has paused itself: {}. If it were resumed, this server would shut down",
+                    list.join(", ")
+                ),
+                Some(raise(too_low)),
+            )
+        }
+        Pause::Target { setting, value } => (
+            format!(
+                "is paused, and {setting} is set, to {value}: if that is what it has come to, \
+                 resuming it would promote this server"
+            ),
+            Some(Hint::say(comment!(
+                "on this standby: pg_wal_replay_resume() at a recovery target makes it a primary of \
+                 its own, which follows no other. To go on as a standby, take {setting} out of its \
+                 configuration and restart it"
+            ))),
+        ),
+        Pause::NotKnown => (
+            "is paused; why, slot_self_heal cannot tell".into(),
+            Some(Hint::say(comment!(
+                "on this standby: its log says why it has paused, and what would happen if it were \
+                 resumed"
+            ))),
+        ),
+    }
+}
+
+/// One after the other: what is raised already is not named again, though it is not in force yet.
+fn raise(too_low: &[TooLow]) -> Hint {
+    let count = |raised: Raised| too_low.iter().filter(|one| one.raised == raised).count();
+    let then = match count(Raised::No) {
+        0 | 1 => "then restart it".to_owned(),
+        more => format!(
+            "then the other {}, which the next look names; then restart it",
+            more - 1
+        ),
+    };
+    if let Some(one) = too_low.iter().find(|one| one.raised == Raised::No) {
+        let primary = u64::try_from(one.primary).unwrap_or(0);
+        let name = one.setting.name();
+        return Hint::run(
+            sql!["ALTER SYSTEM SET ", name, " = ", primary, ";"].alone(),
+            comment!("on this standby; {then}"),
+        );
+    }
+    match too_low
+        .iter()
+        .find(|one| one.raised == Raised::OnCommandLine)
+    {
+        Some(one) => Hint::say(comment!(
+            "on this standby {} is set on the server's command line, where configuration files do \
+             not count: raise it to {} there, or in whatever starts the server, and restart it",
+            one.setting.name(),
+            one.primary
+        )),
+        None => Hint::say(comment!(
+            "restart this standby: what is too low is raised in its configuration files"
+        )),
     }
 }
 

@@ -127,7 +127,7 @@ pub fn replay(replayed: u64) -> Replay {
     Replay {
         replayed: Lsn::new(replayed),
         received: Some(Lsn::new(replayed)),
-        paused: false,
+        pause: None,
         receives: true,
         has_archive: false,
         apply_delay: Duration::ZERO,

@@ -25,6 +25,7 @@ pub mod hint;
 pub mod history;
 pub mod limit;
 pub mod observation;
+pub mod pause;
 pub mod policy;
 pub mod replay;
 pub mod risk;

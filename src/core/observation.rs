@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::guard::{Answer, Standing, Verdict};
+use super::pause::{Pause, SettingHere};
 use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
@@ -569,13 +570,24 @@ impl<'a> Row<'a> {
             // NULL only before anything was replayed, when nobody can be connected yet.
             replayed: self.optional("replayed")?.unwrap_or(Lsn::new(0)),
             received: self.optional("received")?,
-            paused: self.required("paused")?,
+            // Another query tells why.
+            pause: self.required::<bool>("paused")?.then_some(Pause::NotKnown),
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
             conflict_delay: self.required("conflict_delay")?,
             waits_for,
             is_certain: self.required("is_certain")?,
+        })
+    }
+
+    /// Reads a row of `sql/pause.sql`.
+    pub fn into_setting_here(mut self) -> Result<SettingHere, UnreadableRow> {
+        Ok(SettingHere {
+            name: self.required("name")?,
+            value: self.text("value")?,
+            in_files: self.optional("in_files")?,
+            on_command_line: self.required("on_command_line")?,
         })
     }
 

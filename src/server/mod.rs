@@ -5,6 +5,7 @@ pub mod clients;
 #[cfg_attr(not(target_os = "linux"), path = "connection_elsewhere.rs")]
 pub mod connection;
 mod conninfo;
+mod control_file;
 pub mod gate;
 pub mod hearing;
 mod libpq;

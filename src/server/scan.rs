@@ -1,18 +1,21 @@
 //! One look at the slots and at the transactions that may hold them up.
 
 use std::ffi::CStr;
+use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 
 use super::clients::Clients;
+use super::control_file;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
 use crate::core::observation::{
     Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
 };
-use crate::core::replay::Conflict;
+use crate::core::pause::Pause;
+use crate::core::replay::{Conflict, Replay};
 use crate::core::xid::Xid;
 use crate::settings;
 
@@ -20,6 +23,10 @@ const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const OWN_LIMITS: &str = include_str!("../../sql/own_limits.sql");
 const REPLAY: &str = include_str!("../../sql/replay.sql");
+const PAUSE: &str = include_str!("../../sql/pause.sql");
+
+/// Why replay is paused is told from files, which need not be read at every look.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
 /// longer than their execution.
@@ -29,6 +36,8 @@ pub struct Scanner {
     transactions: Option<OwnedPreparedStatement>,
     own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
+    /// While replay is paused.
+    pause: Option<(Instant, Pause)>,
     clients: Clients,
     conflict: Conflict,
 }
@@ -59,11 +68,7 @@ impl Scanner {
                         None,
                     )
                 }
-                Role::Standby => {
-                    let replay = planned(&mut self.replay, REPLAY)?;
-                    let replay = query(replay, &[], |row| row.into_replay())?;
-                    (Vec::new(), replay.into_iter().next())
-                }
+                Role::Standby => (Vec::new(), self.look_at_replay()?),
             };
             let next = next_xid()?;
             let (transactions, running) = by_age(transactions, next);
@@ -84,6 +89,31 @@ impl Scanner {
                 upstream: None,
             })
         })
+    }
+
+    fn look_at_replay(&mut self) -> Result<Option<Replay>, ScanError> {
+        let replay = planned(&mut self.replay, REPLAY)?;
+        let mut replay = query(replay, &[], |row| row.into_replay())?
+            .into_iter()
+            .next();
+        match replay.as_mut().and_then(|replay| replay.pause.as_mut()) {
+            Some(pause) => *pause = self.look_up_pause()?,
+            None => self.pause = None,
+        }
+        Ok(replay)
+    }
+
+    fn look_up_pause(&mut self) -> Result<Pause, ScanError> {
+        match &self.pause {
+            Some((at, pause)) if at.elapsed() < PAUSE_INTERVAL => Ok(pause.clone()),
+            Some(_) | None => {
+                let here = query(PAUSE, &[], |row| row.into_setting_here())?;
+                let primary = control_file::primary_capacities();
+                let pause = Pause::of(&here, primary.as_ref());
+                self.pause = Some((Instant::now(), pause.clone()));
+                Ok(pause)
+            }
+        }
     }
 
     fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {

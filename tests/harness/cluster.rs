@@ -55,6 +55,7 @@ pub struct Setup {
     major: Major,
     preload: bool,
     conf: String,
+    arguments: Vec<String>,
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
@@ -75,6 +76,7 @@ impl Setup {
             major,
             preload: true,
             conf: String::new(),
+            arguments: Vec::new(),
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
@@ -91,6 +93,12 @@ impl Setup {
     /// A line for postgresql.conf; the last one of a name counts.
     pub fn conf(mut self, line: &str) -> Setup {
         let _ = writeln!(self.conf, "{line}");
+        self
+    }
+
+    /// For the postmaster's command line, where a setting overrides all files.
+    pub fn argument(mut self, argument: &str) -> Setup {
+        self.arguments.push(argument.to_owned());
         self
     }
 
@@ -217,6 +225,7 @@ fn append(path: &Path, text: &str) {
 pub struct Cluster {
     major: Major,
     dir: TempDir,
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
     network: Option<Network>,
     port: u16,
@@ -255,6 +264,7 @@ impl Cluster {
         let mut cluster = Cluster {
             major,
             dir,
+            arguments: setup.arguments,
             environment: setup.environment,
             network: setup.network,
             port: 0,
@@ -291,6 +301,7 @@ impl Cluster {
             .arg("-k")
             .arg(self.dir.path())
             .args(["-p", &self.port.to_string()])
+            .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -437,6 +448,19 @@ impl Cluster {
             .and_then(|()| input.rewind())
             .expect("a file takes it");
         psql.stdin(input);
+        output_of(psql)
+    }
+
+    /// Pastes SQL as one string, which the server runs as one transaction; what
+    /// psql prints.
+    #[track_caller]
+    pub fn paste_as_one(&self, database: &str, sql: &str) -> String {
+        let mut psql = self.client("psql");
+        psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
+            .args(["--host", self.login().host(), "--username=postgres"])
+            .arg(format!("--port={}", self.port))
+            .arg(format!("--command={sql}"))
+            .env("PGDATABASE", database);
         output_of(psql)
     }
 
