@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use self::page::Page;
+use crate::core::hint::Hint;
 use crate::core::history::{self, Finished};
 use crate::core::observation::{Pid, SlotName};
 use crate::core::story::Story;
@@ -75,7 +76,7 @@ pub struct Counters {
 #[derive(Clone, Debug, Serialize, serde::Deserialize)]
 pub struct Trouble {
     pub message: String,
-    pub hint: Option<String>,
+    pub hint: Option<Hint>,
     pub at: Timestamp,
 }
 

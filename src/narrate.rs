@@ -14,11 +14,13 @@ use crate::core::history::{Finished, Outcome};
 use crate::core::limit::Reason;
 use crate::core::observation::{Observation, Role, SlotName, Transaction};
 use crate::core::policy::Limits;
+use crate::core::remedy;
 use crate::core::story::{Story, Unfinished, ordinal};
 use crate::core::time::{Timestamp, in_words};
 use crate::core::upstream::{Kind, Problem};
 use crate::core::watch::Watch;
 use crate::core::xid::{Lsn, Xid};
+use crate::server;
 use crate::server::report::Notice;
 
 fn notice(code: PgSqlErrorCode, message: impl Into<String>) -> Notice {
@@ -57,7 +59,7 @@ pub fn waits(
     let advice = advice::on_next_try(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
-        hint: advice.hint.map(|hint| hint.to_string()),
+        hint: advice.hint.map(Into::into),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!(
@@ -78,7 +80,7 @@ pub fn abandoned(
     let advice = advice::on_next_try(episode, watch, observation.role, limits, observation.at);
     Notice {
         detail: advice.detail,
-        hint: advice.hint.map(|hint| hint.to_string()),
+        hint: advice.hint.map(Into::into),
         ..notice(
             PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
             format!(
@@ -112,7 +114,7 @@ pub fn cancelling(
         hint: waits
             .hint
             .filter(|_| *reason != Reason::Abandoned)
-            .map(|hint| hint.to_string()),
+            .map(Into::into),
         ..notice(
             PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
             format!(
@@ -203,7 +205,7 @@ pub fn disabled() -> Notice {
         detail: Some(
             "It stops every function that acts on the server, as it stops the worker.".into(),
         ),
-        hint: Some(advice::enable().to_string()),
+        hint: Some(advice::enable().into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "slot_self_heal.enabled is off",
@@ -234,7 +236,12 @@ pub fn spared_blocker(
     let remedy = blocker.and_then(|blocker| {
         let episode = watch.blocked_by(xid).next()?;
         let transaction = &blocker.transaction;
-        Some(advice::remedy(episode, transaction, episode.role(), now))
+        Some(remedy::of_blocker(
+            episode,
+            transaction,
+            episode.role(),
+            now,
+        ))
     });
     Notice {
         detail: Some(format!(
@@ -242,7 +249,7 @@ pub fn spared_blocker(
             named(&watch.slots_blocked_by(xid)),
             held_by.unwrap_or_default()
         )),
-        hint: hint.or(remedy).map(|hint| hint.to_string()),
+        hint: hint.or(remedy).map(Into::into),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_IN_USE,
             format!("slot_self_heal does not end transaction {xid}: {guard}"),
@@ -431,7 +438,7 @@ pub fn upstream_trouble(problem: &Problem) -> Notice {
             "Without it, the creation of a replication slot on this standby can wait without end."
                 .into(),
         ),
-        hint: Some(problem.hint.to_string()),
+        hint: Some(problem.hint.clone().into()),
         ..notice(
             code_of(problem.kind),
             format!(
@@ -452,7 +459,7 @@ pub fn upstream_is_back() -> Notice {
 /// What went wrong with the upstream, as an error of whoever asked.
 pub fn upstream_error(problem: &Problem) -> Notice {
     Notice {
-        hint: Some(problem.hint.to_string()),
+        hint: Some(problem.hint.clone().into()),
         ..notice(code_of(problem.kind), problem.message.clone())
     }
 }
@@ -487,7 +494,7 @@ pub fn trouble_is_over() -> Notice {
 pub fn wal_level_too_low() -> Notice {
     Notice {
         detail: Some("No logical replication slot can be created on this server.".into()),
-        hint: Some("ALTER SYSTEM SET wal_level = 'logical'; then restart the server.".into()),
+        hint: Some(advice::raise_wal_level().into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "slot_self_heal has nothing to do because \"wal_level\" is below \"logical\"",
@@ -500,11 +507,7 @@ pub fn clients_not_seen() -> Notice {
         detail: Some(
             "Only on Linux it can tell for certain that a client has closed its connection.".into(),
         ),
-        hint: Some(
-            "ALTER SYSTEM SET slot_self_heal.creation_timeout = '6h'; SELECT pg_reload_conf(); -- \
-             ends what takes too long, client or not"
-                .into(),
-        ),
+        hint: Some(advice::limit_creations().into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
             "slot_self_heal.cancel_abandoned has no effect on this system",
@@ -532,11 +535,7 @@ pub fn unknown_locks() -> Notice {
 pub fn cannot_connect(database: &str, retry: Duration) -> Notice {
     Notice {
         detail: Some("The message before this one says why.".into()),
-        hint: Some(format!(
-            "Let slot_self_heal.database name a database that exists and restart the server, or \
-             create database \"{database}\"; the worker tries again every {}.",
-            in_words(retry)
-        )),
+        hint: Some(advice::connect_elsewhere(database, retry).into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_CONNECTION_FAILURE,
             format!(
@@ -550,7 +549,7 @@ pub fn cannot_connect(database: &str, retry: Duration) -> Notice {
 pub fn no_worker_slot() -> Notice {
     Notice {
         detail: Some("Nobody looks after the creation of replication slots.".into()),
-        hint: Some("Raise max_worker_processes and restart the server.".into()),
+        hint: Some(advice::more_workers(server::max_worker_processes()).into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
             "slot_self_heal could not register its background worker",

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::core::advice;
 use crate::core::blocker::Blocker;
 use crate::core::guard::{Answer, Ending, Guard};
+use crate::core::hint::Hint;
 use crate::core::history::Finished;
 use crate::core::observation::{CreatorIdentity, Role, Transaction};
 use crate::core::status::{self, Known, Status, Worker};
@@ -19,6 +20,7 @@ use crate::core::upstream::Upstream;
 use crate::core::watch::Watch;
 use crate::core::xid::Xid;
 use crate::ledger;
+use crate::server::auto_conf::AutoConf;
 use crate::server::hearing::hear;
 use crate::server::report::Notice;
 use crate::server::signal::{self, Unsent};
@@ -97,7 +99,7 @@ impl From<Status> for StatusRow {
             wal_status: slot.wal_status,
             safe_wal_size: slot.safe_wal_size,
             detail: status.advice.detail.map(shown),
-            hint: status.advice.hint.map(|hint| shown(hint.to_string())),
+            hint: status.advice.hint.map(pasteable),
             tries: status.tries.map(int4),
         }
     }
@@ -469,41 +471,31 @@ fn slot_self_heal_get_worker() -> TableIterator<
             .as_ref()
             .map(|trouble| shown(trouble.message.clone())),
         status.trouble.and_then(|trouble| timestamptz(trouble.at)),
-        hint,
+        hint.map(pasteable),
     ))
 }
 
-fn worker_hint(status: &ledger::WorkerStatus) -> Option<String> {
+fn worker_hint(status: &ledger::WorkerStatus) -> Option<Hint> {
     if !worker::is_registered() {
-        return Some("Raise max_worker_processes and restart the server.".into());
+        return Some(advice::more_workers(server::max_worker_processes()));
     }
     if status.pid.is_none() {
         let trouble = status.trouble.as_ref().filter(|_| status.cannot_connect);
         let hint = trouble.and_then(|trouble| trouble.hint.clone());
-        return Some(hint.map(shown).unwrap_or_else(|| {
-            "The server starts the worker again within a second. If it stays away, the server's \
-             log says why."
-                .into()
-        }));
+        return Some(hint.unwrap_or_else(advice::no_worker));
     }
     if server::wal_level() < WalLevel::Logical {
-        return Some(
-            "No logical slot can be created: ALTER SYSTEM SET wal_level = 'logical'; then restart \
-             the server."
-                .into(),
-        );
+        return Some(advice::raise_wal_level());
     }
     if !settings::enabled() {
-        return Some(advice::enable().to_string());
+        return Some(advice::enable());
     }
     let watch = ledger::watch();
     if let Some(problem) = known_upstream(server::role()).problem() {
-        return Some(shown(problem.hint.to_string()));
+        return Some(problem.hint.clone());
     }
     let more = watch.more_episodes;
-    (more > 0).then(|| {
-        format!("{more} creations are watched but not shown: they do not fit in shared memory.")
-    })
+    (more > 0).then(|| advice::not_shown(more))
 }
 
 fn known_upstream(role: Role) -> Upstream {
@@ -644,6 +636,11 @@ fn shown(text: String) -> String {
     } else {
         text.replace(|character: char| !character.is_ascii(), "?")
     }
+}
+
+/// A hint as of now.
+fn pasteable(hint: Hint) -> String {
+    shown(hint.given(&AutoConf).to_string())
 }
 
 fn shown_json(value: Value) -> Value {

@@ -151,7 +151,7 @@ extern "C-unwind" fn on_exit(_code: c_int, _arg: pg_sys::Datum) {
         let notice = narrate::cannot_connect(&settings::database().to_string_lossy(), RECONNECT);
         ledger::note_trouble(&Trouble {
             message: notice.message.clone(),
-            hint: notice.hint.clone(),
+            hint: notice.pasteable(),
             at: now,
         });
         if !again {
@@ -407,7 +407,7 @@ impl Worker {
         let notice = narrate::upstream_trouble(problem);
         ledger::note_trouble(&Trouble {
             message: problem.message.clone(),
-            hint: notice.hint.clone(),
+            hint: notice.pasteable(),
             at: server::now(),
         });
         let was_told = match (&self.told_upstream, before.problem()) {
@@ -521,7 +521,7 @@ impl Worker {
         }
         ledger::note_trouble(&Trouble {
             message: notice.message.clone(),
-            hint: notice.hint.clone(),
+            hint: notice.pasteable(),
             at: server::now(),
         });
         report::warning(narrate::trouble(&notice));

@@ -7,12 +7,15 @@ use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::Episode;
 use super::guard::{Ending, Guard};
-use super::hint::{Comment, Hint, Identifier, Literal, Part, comment, quote_literal, sql};
+use super::hint::{Hint, Identifier, Part, Setting, Text, comment, quote_literal, sql};
 use super::limit::ABANDONED_FOR;
+use super::locks::{Root, Session};
 use super::observation::{
-    CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Transaction,
+    CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Subscription, Transaction,
 };
+use super::pause::{Pause, Raised, TooLow};
 use super::policy::{Limit, Limits};
+use super::remedy;
 use super::replay::{Obstacle, Replay};
 use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
@@ -31,10 +34,75 @@ pub struct Advice {
 
 /// For a worker that was told to do nothing.
 pub fn enable() -> Hint {
-    Hint::run(
-        sql!["ALTER SYSTEM SET slot_self_heal.enabled = on;"].alone(),
-        comment!("then SELECT pg_reload_conf();"),
+    Hint::set(
+        Setting::at_reload("slot_self_heal.enabled", "on"),
+        comment!(""),
     )
+}
+
+/// Where no logical slot can be created.
+pub fn raise_wal_level() -> Hint {
+    Hint::set(
+        Setting::at_restart("wal_level", "logical"),
+        comment!("no logical slot can be created"),
+    )
+}
+
+/// Where the server has no room for the worker. `now`: the setting's value.
+pub fn more_workers(now: u32) -> Hint {
+    Hint::set(
+        Setting::at_restart("max_worker_processes", now.saturating_add(8).to_string()),
+        comment!(
+            "there is no room for the worker; a standby must have at least its primary's value, or \
+             it stops to replay, so raise it there first"
+        ),
+    )
+}
+
+/// Where nobody can tell that a creation's client is gone.
+pub fn limit_creations() -> Hint {
+    Hint::set(
+        Setting::at_reload("slot_self_heal.creation_timeout", "6h"),
+        comment!("ends what takes too long, client or not"),
+    )
+}
+
+/// Where the worker can't connect to its database.
+pub fn connect_elsewhere(database: &str, retry: Duration) -> Hint {
+    const USUAL: &str = "postgres";
+    let or = comment!(
+        "or create database \"{database}\", or let it take connections; the worker tries again \
+         every {}",
+        in_words(retry)
+    );
+    if database == USUAL {
+        Hint::say(comment!(
+            "let slot_self_heal.database name a database that takes connections, and restart the \
+             server"
+        ))
+        .then(Hint::say(or))
+    } else {
+        Hint::set(
+            Setting::at_restart("slot_self_heal.database", USUAL),
+            comment!("or another database that exists"),
+        )
+        .then(Hint::say(or))
+    }
+}
+
+/// Where more creations go on than there is room to show.
+pub fn not_shown(more: usize) -> Hint {
+    Hint::say(comment!(
+        "{more} creations are watched but not shown: they do not fit in shared memory"
+    ))
+}
+
+/// Where there is no worker, for whatever reason.
+pub fn no_worker() -> Hint {
+    Hint::say(comment!(
+        "the server starts the worker again within a second; if it stays away, the server's log says \
+         why"
+    ))
 }
 
 /// On a slot that nobody builds.
@@ -43,7 +111,7 @@ pub fn on_slot(slot: &Slot) -> Advice {
         Progress::Usable | Progress::Building(_) | Progress::NotSyncReady => Advice::default(),
         Progress::LeftBehind(holder) => Advice {
             detail: Some("Its creation ended before the slot was usable.".into()),
-            hint: Some(drop_slot(&slot.name, *holder)),
+            hint: Some(remedy::drop_left_behind(slot, *holder)),
         },
         Progress::Invalidated(reason) => Advice {
             detail: Some(match reason {
@@ -51,21 +119,8 @@ pub fn on_slot(slot: &Slot) -> Advice {
                 None => "Postgres invalidated the slot: what it needs is gone.".into(),
             }),
             // A standby's copy can't be dropped there; the slot sync worker does it.
-            hint: (!slot.synced).then(|| drop_slot(&slot.name, None)),
+            hint: (!slot.synced).then(|| remedy::drop_invalidated(slot)),
         },
-    }
-}
-
-fn drop_slot(slot: &SlotName, holder: Option<Pid>) -> Hint {
-    match holder {
-        None => Hint::run(
-            sql!["SELECT pg_drop_replication_slot(", *slot, ");"],
-            comment!("then let its client create it anew"),
-        ),
-        Some(pid) => Hint::run(
-            sql!["SELECT pg_terminate_backend(", pid, ");"],
-            comment!("drops it, being the session that holds it"),
-        ),
     }
 }
 
@@ -100,33 +155,28 @@ pub fn add_risk(
                     blocker.xid(),
                     describe(&blocker.transaction, now)
                 ));
-                hint = hint.then(remedy(episode, &blocker.transaction, role, now));
+                let transaction = &blocker.transaction;
+                hint = hint.then(remedy::of_blocker(episode, transaction, role, now));
             }
             // Its consumer confirms as it goes; nothing says that it will stop.
             (None, true) => return,
             (_, false) => {
                 detail.push("No consumer is connected to it.".to_owned());
-                hint = hint.then(Hint::run(
-                    sql!["SELECT pg_drop_replication_slot(", slot.name, ");"],
-                    comment!("if its consumer need not be started again"),
-                ));
+                hint = hint.then(remedy::drop_unconsumed(slot));
             }
         }
     }
     // What is held back and what may be written besides make up the present limit.
     let limit = slot.retained_wal.unwrap_or(0) + slot.safe_wal_size.unwrap_or(0);
     let megabytes = u64::try_from(limit.max(1 << 20) >> 20).unwrap_or(1) * 2;
-    hint = hint.then(Hint::run(
-        sql![
-            "ALTER SYSTEM SET max_slot_wal_keep_size = '",
-            megabytes,
-            "MB';"
-        ]
-        .alone(),
-        comment!(
-            "twice as much, if the disk has room: gives it time; then SELECT pg_reload_conf();"
-        ),
-    ));
+    let more = Setting::at_reload("max_slot_wal_keep_size", format!("{megabytes}MB"));
+    let why = comment!("twice as much, if the disk has room: gives it time");
+    let set = Hint::set(more.clone(), why.clone());
+    hint = if hint.goes_with(&set) {
+        hint.then(set)
+    } else {
+        hint.then(Hint::offer_to_set(comment!("or"), more, why))
+    };
     detail.splice(0..0, advice.detail.take());
     advice.detail = Some(detail.join(" "));
     advice.hint = Some(hint);
@@ -180,7 +230,8 @@ pub fn on_next_try(
             let count = episode.blockers.len() + episode.more_blockers;
             let holder = holds_up(&oldest.transaction, count, Tense::Present, role, now);
             let kin = kin(&episode.creator, &oldest.transaction);
-            let detail = format!("{story}; {holder}{kin}.{}", spared(oldest));
+            let waits = waits_for_lock(&oldest.transaction, now);
+            let detail = format!("{story}; {holder}{kin}.{waits}{}", spared(oldest));
             let advice = Advice {
                 detail: Some(detail),
                 hint: advice.hint,
@@ -259,7 +310,6 @@ fn on_abandoned(
     limits: &Limits,
     now: Timestamp,
 ) -> Advice {
-    let pid = episode.creator.pid;
     let gone = format!(
         "Its client closed the connection {} ago",
         in_words(now.since(since))
@@ -272,13 +322,15 @@ fn on_abandoned(
         let end = "should the creation ever be over, the slot would stay, and hold back WAL for \
                    nobody";
         let hint = Hint::run(
-            sql!["SELECT pg_cancel_backend(", pid, ");"],
-            comment!(
-                "ends the creation, and the slot is gone; slot_self_heal.cancel_abandoned = on does \
-                 so by itself"
-            ),
+            remedy::cancel_creation(episode),
+            comment!("ends the creation, and the slot is gone"),
         );
-        (end.to_owned(), Some(hint))
+        let by_itself = Hint::offer_to_set(
+            comment!("or"),
+            Setting::at_reload("slot_self_heal.cancel_abandoned", "on"),
+            comment!("slot_self_heal does so by itself"),
+        );
+        (end.to_owned(), Some(hint.then(by_itself)))
     };
     Advice {
         detail: Some(match advice.detail {
@@ -366,13 +418,13 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     let has_archive = replay.is_some_and(|replay| replay.has_archive);
     let (detail, hint) = match &episode.obstacle {
         None => ("Waits for this standby's replay.".to_owned(), None),
-        Some(Obstacle::Paused) => (
-            "Waits for this standby's replay, which is paused.".to_owned(),
-            Some(Hint::run(
-                sql!["SELECT pg_wal_replay_resume();"],
-                comment!("on this standby"),
-            )),
-        ),
+        Some(Obstacle::Paused(pause)) => {
+            let (why, hint) = on_pause(pause, replay);
+            (
+                format!("Waits for this standby's replay, which {why}."),
+                hint,
+            )
+        }
         Some(Obstacle::CutOff) if has_archive => (
             "Waits for WAL, and this standby receives none: it has no WAL receiver, and takes what \
              restore_command gives it, a whole segment at a time."
@@ -458,6 +510,96 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
     Advice {
         detail: Some(detail),
         hint,
+    }
+}
+
+/// Why replay stands still. Only a pause that somebody asked for is resumed: any other ends with the
+/// server's shutdown or its promotion.
+fn on_pause(pause: &Pause, replay: Option<&Replay>) -> (String, Option<Hint>) {
+    match pause {
+        Pause::Asked => (
+            "is paused: somebody called pg_wal_replay_pause()".into(),
+            // At that very place: should replay have paused once more, it is for another reason.
+            replay.map(|replay| {
+                Hint::run(
+                    sql![
+                        "SELECT pg_wal_replay_resume() WHERE pg_last_wal_replay_lsn() = ",
+                        replay.replayed,
+                        ";"
+                    ],
+                    comment!("on this standby, if whoever paused it has no more use for that"),
+                )
+            }),
+        ),
+        Pause::TooLow(too_low) => {
+            let each = |one: &TooLow| {
+                let name = one.setting.name();
+                format!(
+                    "{name} is {} here and {} on the primary",
+                    one.here, one.primary
+                )
+            };
+            let list: Vec<String> = too_low.iter().map(each).collect();
+            (
+                format!(
+                    "has paused itself: {}. If it were resumed, this server would shut down",
+                    list.join(", ")
+                ),
+                Some(raise(too_low)),
+            )
+        }
+        Pause::Target { setting, value } => (
+            format!(
+                "is paused, and {setting} is set, to {value}: if that is what it has come to, \
+                 resuming it would promote this server"
+            ),
+            Some(Hint::say(comment!(
+                "on this standby: pg_wal_replay_resume() at a recovery target makes it a primary of \
+                 its own, which follows no other. To go on as a standby, take {setting} out of its \
+                 configuration and restart it"
+            ))),
+        ),
+        Pause::NotKnown => (
+            "is paused; why, slot_self_heal cannot tell".into(),
+            Some(Hint::say(comment!(
+                "on this standby: its log says why it has paused, and what would happen if it were \
+                 resumed"
+            ))),
+        ),
+    }
+}
+
+/// One after the other: what is raised already is not named again, though it is not in force yet.
+fn raise(too_low: &[TooLow]) -> Hint {
+    let count = |raised: Raised| too_low.iter().filter(|one| one.raised == raised).count();
+    let then = match count(Raised::No) {
+        0 | 1 => "then restart it".to_owned(),
+        more => format!(
+            "then the other {}, which the next look names; then restart it",
+            more - 1
+        ),
+    };
+    if let Some(one) = too_low.iter().find(|one| one.raised == Raised::No) {
+        let primary = u64::try_from(one.primary).unwrap_or(0);
+        let name = one.setting.name();
+        return Hint::run(
+            sql!["ALTER SYSTEM SET ", Text(name), " = ", primary, ";"].alone(),
+            comment!("on this standby; {then}"),
+        );
+    }
+    match too_low
+        .iter()
+        .find(|one| one.raised == Raised::OnCommandLine)
+    {
+        Some(one) => Hint::say(comment!(
+            "on this standby {} is set on the server's command line, where configuration files do \
+             not count: raise it to {} there, or in whatever starts the server, and restart it",
+            one.setting.name(),
+            one.primary
+        )),
+        None => Hint::say(comment!(
+            "restart this standby: what is too low is raised in its configuration files"
+        )),
     }
 }
 
@@ -577,6 +719,7 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     let spared = spared(oldest);
     let oldest = &oldest.transaction;
     let whose = describe(oldest, now);
+    let waits = waits_for_lock(oldest, now);
     let kin = kin(&episode.creator, oldest);
     let place = match role {
         Role::Primary => "",
@@ -584,22 +727,30 @@ fn on_blockers(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
     };
     let xid = oldest.xid;
     let detail = if count == 1 {
-        format!("Waits for transaction {xid}{place} to end: {whose}{kin}.{spared}")
+        format!("Waits for transaction {xid}{place} to end: {whose}{kin}.{waits}{spared}")
     } else {
         format!(
             "Waits for {count} transactions{place} to end, the oldest of them {xid}: \
-             {whose}{kin}.{spared}"
+             {whose}{kin}.{waits}{spared}"
         )
     };
-    let mut hint = blockers
-        .iter()
-        .take(REMEDIES)
-        .map(|blocker| remedy(episode, &blocker.transaction, role, now))
-        .fold(Hint::default(), Hint::then);
-    if count > REMEDIES {
+    let mut hint = Hint::default();
+    let mut left = count;
+    for blocker in blockers.iter().take(REMEDIES) {
+        let remedy = remedy::of_blocker(episode, &blocker.transaction, role, now);
+        let is_waited_for = !remedy.has_sql();
+        if hint.goes_with(&remedy) {
+            hint = hint.then(remedy);
+            left -= 1;
+        }
+        // Until that one has ended by itself, the end of others would be in vain.
+        if is_waited_for {
+            break;
+        }
+    }
+    if left > 0 {
         hint = hint.then(Hint::say(comment!(
-            "{} more stand in slot_self_heal_status.blockers",
-            count - REMEDIES
+            "then look again: {left} more stand in slot_self_heal_status.blockers"
         )));
     }
     if role == Role::Standby {
@@ -680,25 +831,99 @@ pub fn describe_creator(creator: &CreatorIdentity) -> String {
     who.join(", ")
 }
 
+/// Who holds a transaction or a lock, as the server shows it.
+pub struct Party<'a> {
+    backend_type: Option<&'a str>,
+    subscription: Option<&'a Subscription>,
+    usename: Option<&'a str>,
+    database: Option<&'a str>,
+    application_name: Option<&'a str>,
+    client_addr: Option<&'a str>,
+    state: Option<&'a str>,
+    since: Option<Timestamp>,
+    query: Option<&'a str>,
+}
+
+impl<'a> From<&'a Transaction> for Party<'a> {
+    fn from(transaction: &'a Transaction) -> Self {
+        Self {
+            backend_type: match transaction.holder {
+                // It is said of it otherwise.
+                Holder::Autovacuum(_) => None,
+                Holder::Session(_) | Holder::Prepared { .. } | Holder::Unknown => {
+                    transaction.backend_type.as_deref()
+                }
+            },
+            subscription: transaction.subscription.as_ref(),
+            usename: transaction.usename.as_deref(),
+            database: transaction.database.as_deref(),
+            application_name: transaction.application_name.as_deref(),
+            client_addr: transaction.client_addr.as_deref(),
+            state: transaction.state.as_deref(),
+            since: transaction.state_since.or(transaction.started),
+            query: transaction.query.as_deref(),
+        }
+    }
+}
+
+impl<'a> From<&'a Session> for Party<'a> {
+    fn from(session: &'a Session) -> Self {
+        Self {
+            backend_type: session.backend_type.as_deref(),
+            subscription: session.subscription.as_ref(),
+            usename: session.usename.as_deref(),
+            database: session.database.as_deref(),
+            application_name: session.application_name.as_deref(),
+            client_addr: session.client_addr.as_deref(),
+            state: session.state.as_deref(),
+            since: session.state_since.or(session.started),
+            query: session.query.as_deref(),
+        }
+    }
+}
+
+/// `role app, database shop, application psql`
+fn who(party: &Party<'_>) -> String {
+    let name = |what: &str, name: Option<&str>| {
+        let name = name.filter(|name| !name.is_empty())?;
+        Some(format!("{what}{name}"))
+    };
+    let of_subscription = party.subscription;
+    let application = match of_subscription {
+        None => party.application_name,
+        // It tells the same in numbers.
+        Some(_) => None,
+    };
+    let parts = [
+        party
+            .backend_type
+            .filter(|what| *what != CLIENT)
+            .map(str::to_owned),
+        name("subscription ", of_subscription.map(|of| of.name.as_str())),
+        name(
+            "copies table ",
+            of_subscription.and_then(|of| of.copies.as_deref()),
+        ),
+        name("role ", party.usename),
+        name("database ", party.database),
+        name("application ", application),
+        name("client ", party.client_addr),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// `pg_stat_activity.backend_type` of an ordinary session.
+const CLIENT: &str = "client backend";
+
 /// Who holds a transaction: `pid 123 (role app, database shop, application psql), idle in
 /// transaction for 5 min 2 s`.
 pub fn describe(blocker: &Transaction, now: Timestamp) -> String {
-    let who: Vec<String> = [
-        ("role", &blocker.usename),
-        ("database", &blocker.database),
-        ("application", &blocker.application_name),
-        ("client", &blocker.client_addr),
-    ]
-    .into_iter()
-    .filter_map(|(what, name)| {
-        Some(format!(
-            "{what} {}",
-            name.as_deref().filter(|n| !n.is_empty())?
-        ))
-    })
-    .collect();
-    let who = who.join(", ");
-    let doing = doing(blocker, now);
+    let who = who(&blocker.into());
+    let gone = match blocker.client_gone {
+        true => ", for a client that is gone",
+        false => "",
+    };
+    let doing = format!("{}{gone}", doing(blocker, now));
     match &blocker.holder {
         Holder::Session(pid) => format!("pid {pid} ({who}), {doing}"),
         Holder::Autovacuum(pid) => format!("autovacuum, pid {pid} ({who}), {doing}"),
@@ -712,103 +937,72 @@ pub fn describe(blocker: &Transaction, now: Timestamp) -> String {
     }
 }
 
-/// `idle in transaction for 5 min 2 s`
-fn doing(blocker: &Transaction, now: Timestamp) -> String {
-    let state = match blocker.state.as_deref() {
-        Some("disabled") => "in a state that is not known (track_activities is off)",
-        Some(state) => state,
-        None => "open",
+/// ` It waits for a lock of pid 123 (role app), idle in transaction for 5 min.`
+fn waits_for_lock(blocker: &Transaction, now: Timestamp) -> String {
+    let roots = blocker.lock_wait.as_ref().map(|wait| wait.roots.as_slice());
+    let Some((first, others)) = roots.and_then(<[Root]>::split_first) else {
+        return String::new();
     };
-    match blocker.state_since.or(blocker.started) {
-        Some(since) => format!("{state} for {}", in_words(now.since(since))),
-        None => state.to_owned(),
+    let holder = match first {
+        Root::Transaction(holder) => {
+            format!("transaction {}, {}", holder.xid, describe(holder, now))
+        }
+        Root::Session(holder) => {
+            let session = holder.as_ref();
+            let who = who(&session.into());
+            format!("pid {} ({who}), {}", holder.pid, doing(session, now))
+        }
+    };
+    match others.len() {
+        0 => format!(" It waits for a lock of {holder}."),
+        more => format!(" It waits for a lock of {holder}, and for {more} more."),
     }
 }
 
-/// The statement that ends a blocker, where to run it and what to know before.
-pub fn remedy(episode: &Episode, blocker: &Transaction, role: Role, now: Timestamp) -> Hint {
-    let doing = doing(blocker, now);
-    let place = match role {
-        Role::Primary => "",
-        Role::Standby => "on the primary: ",
+/// `idle in transaction for 5 min 2 s`, `active for 3 s in CREATE INDEX CONCURRENTLY`
+pub fn doing<'a>(party: impl Into<Party<'a>>, now: Timestamp) -> String {
+    let party = party.into();
+    let state = match party.state {
+        Some("disabled") => "in a state that is not known (track_activities is off)",
+        Some(state) => state,
+        None if party.backend_type.is_some_and(|what| what != CLIENT) => "running",
+        None => "open",
     };
-    match &blocker.holder {
-        Holder::Session(_) if blocker.waits_for_sync_standby => Hint::run(
-            sql!["SELECT application_name, state, sync_state FROM pg_stat_replication;"],
-            comment!(
-                "{place}it has committed, and waits for a synchronous standby \
-                 (synchronous_standby_names)"
-            ),
-        ),
-        Holder::Session(pid) => {
-            let terminate =
-                |why: Comment| Hint::run(sql!["SELECT pg_terminate_backend(", *pid, ");"], why);
-            match kinship(&episode.creator, blocker) {
-                Kinship::None => terminate(comment!("{place}{doing}")),
-                Kinship::SameClient => terminate(comment!(
-                    "{place}{doing}; of the same client as the slot's creator, which may end it by \
-                     itself"
-                )),
-                Kinship::SameApplication => terminate(comment!(
-                    "{place}{doing}; of the same application as the slot's creator, which may end \
-                     it by itself"
-                )),
-                Kinship::WaitsForTheSlot => Hint::run(
-                    sql!["SELECT pg_cancel_backend(", *pid, ");"],
-                    comment!(
-                        "{place}it waits for the slot; create the slot first, then the \
-                         subscription WITH (create_slot = false, slot_name = {})",
-                        quote_literal(episode.slot.as_str())
-                    ),
-                ),
-            }
-        }
-        Holder::Autovacuum(pid) => Hint::run(
-            sql!["SELECT pg_cancel_backend(", *pid, ");"],
-            comment!("{place}autovacuum, which starts again later"),
-        ),
-        Holder::Prepared { gid } => {
-            let database = blocker.database.as_deref().unwrap_or_default();
-            if gid.is_ascii() {
-                Hint::run(
-                    sql!["ROLLBACK PREPARED ", Literal(gid), ";"].alone(),
-                    comment!(
-                        "{place}or COMMIT PREPARED; in database {database}, as its owner or a \
-                         superuser"
-                    ),
-                )
-            } else {
-                // It is in its own database's encoding, and may not have survived ours.
-                Hint::run(
-                    sql![
-                        "SELECT format('ROLLBACK PREPARED %L', gid) FROM pg_prepared_xacts WHERE \
-                         transaction = ",
-                        blocker.xid,
-                        ";"
-                    ],
-                    comment!("{place}and run what it says, in database {database}"),
-                )
-            }
-        }
-        Holder::Unknown => {
-            let xid = blocker.xid;
-            Hint::run(
-                sql![
-                    "SELECT pid, usename, state, query FROM pg_stat_activity WHERE backend_xid = ",
-                    xid,
-                    "; SELECT gid FROM pg_prepared_xacts WHERE transaction = ",
-                    xid,
-                    ";"
-                ],
-                comment!("{place}whose it is"),
-            )
-        }
+    let command = party.query.filter(|_| state == "active").and_then(command);
+    let command = command.map_or_else(String::new, |command| format!(" in {command}"));
+    match party.since {
+        Some(since) => format!("{state} for {}{command}", in_words(now.since(since))),
+        None => format!("{state}{command}"),
     }
+}
+
+/// What kind of command a query is. Its text is not repeated: it may have a password in it, and
+/// this goes to the log.
+fn command(query: &str) -> Option<&'static str> {
+    /// Of two that begin alike the longer comes first.
+    #[rustfmt::skip]
+    const COMMANDS: &[&str] = &[
+        "ALTER SUBSCRIPTION", "ALTER TABLE", "ANALYZE", "CALL", "CLUSTER", "COMMIT", "COPY",
+        "CREATE INDEX CONCURRENTLY", "CREATE INDEX", "CREATE MATERIALIZED VIEW",
+        "CREATE SUBSCRIPTION", "CREATE TABLE", "CREATE UNIQUE INDEX CONCURRENTLY",
+        "CREATE UNIQUE INDEX", "DELETE", "DO", "DROP INDEX CONCURRENTLY", "DROP INDEX",
+        "DROP SUBSCRIPTION", "DROP TABLE", "INSERT", "LOCK TABLE", "LOCK", "MERGE",
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY", "REFRESH MATERIALIZED VIEW", "REINDEX", "SELECT",
+        "TRUNCATE", "UPDATE", "VACUUM", "WITH",
+    ];
+    let words = |text: &str| -> Vec<String> {
+        let word = |word: &str| word.trim_end_matches(';').to_ascii_uppercase();
+        text.split_whitespace().take(4).map(word).collect()
+    };
+    let begins = words(query);
+    let is_it = |command: &&&str| begins.starts_with(&words(command));
+    COMMANDS.iter().find(is_it).copied()
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
+    use super::super::locks::LockWait;
     use super::super::policy::Policy;
     use super::*;
 
@@ -838,7 +1032,8 @@ mod tests {
         );
         assert_eq!(
             hint,
-            "SELECT pg_terminate_backend(1234); -- idle in transaction for 3 min 20 s"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = '700'; -- \
+             pid 1234, idle in transaction for 3 min 20 s"
         );
     }
 
@@ -846,15 +1041,20 @@ mod tests {
     fn each_kind_of_holder_has_its_remedy() {
         let autovacuum = Transaction {
             holder: Holder::Autovacuum(pid(9)),
+            query: Some("autovacuum: ANALYZE public.t".into()),
             ..session(701, 9)
         };
         let (detail, hint) = advice(vec![prepared(700, "it's"), autovacuum.clone()]);
         assert!(detail.starts_with("Waits for 2 transactions to end, the oldest of them 700:"));
         // It runs in no transaction with others.
         let alone = "ROLLBACK PREPARED 'it''s'; -- or COMMIT PREPARED; in database app";
-        assert!(hint.starts_with(alone) && hint.lines().count() == 1);
+        assert!(hint.starts_with(alone), "{hint}");
+        let rest = "\n-- then look again: 1 more stand in slot_self_heal_status.blockers";
+        assert!(hint.ends_with(rest), "{hint}");
         let (_, hint) = advice(vec![autovacuum]);
-        assert!(hint.starts_with("SELECT pg_cancel_backend(9); -- autovacuum"));
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE backend_xid = \
+                      '701'; -- pid 9, an autovacuum";
+        assert!(hint.starts_with(cancel), "{hint}");
     }
 
     #[test]
@@ -885,7 +1085,7 @@ mod tests {
         };
         let (detail, hint) = advice(vec![command]);
         assert!(detail.ends_with("which itself waits for the slot."));
-        assert!(hint.starts_with("SELECT pg_cancel_backend(1234);"));
+        assert!(hint.starts_with("SELECT pg_cancel_backend(pid) FROM pg_stat_activity"));
         assert!(hint.contains("create_slot = false, slot_name = 'x'"));
     }
 
@@ -894,6 +1094,42 @@ mod tests {
         let (detail, hint) = advice((700..710).map(|number| session(number, 1)).collect());
         assert!(detail.starts_with("Waits for 10 transactions to end, the oldest of them 700:"));
         assert_eq!(hint.lines().count(), REMEDIES + 1);
-        assert!(hint.ends_with("-- 7 more stand in slot_self_heal_status.blockers"));
+        assert!(
+            hint.ends_with("-- then look again: 7 more stand in slot_self_heal_status.blockers")
+        );
+    }
+
+    #[test]
+    fn who_holds_the_lock_is_named() {
+        let waits = Transaction {
+            state: Some("active".into()),
+            query: Some("alter  table t ADD c text DEFAULT 'secret'".into()),
+            lock_wait: Some(LockWait {
+                waits_for: vec![pid(9)],
+                roots: vec![Root::Session(Box::new(reader(9)))],
+            }),
+            ..session(700, 1234)
+        };
+        let (detail, _) = advice(vec![waits]);
+        assert!(
+            detail.ends_with(
+                "active for 3 min 20 s in ALTER TABLE. It waits for a lock of pid 9 (role bob, \
+                 database app, application report, client 10.0.0.8), idle in transaction for 3 min \
+                 20 s."
+            ),
+            "{detail}"
+        );
+    }
+
+    #[test]
+    fn of_a_query_only_the_command_is_told() {
+        assert_eq!(
+            command("create index concurrently i on t (x)"),
+            Some("CREATE INDEX CONCURRENTLY")
+        );
+        assert_eq!(command("CREATE INDEX i ON t (x)"), Some("CREATE INDEX"));
+        assert_eq!(command("VACUUM;"), Some("VACUUM"));
+        assert_eq!(command("ALTER ROLE r PASSWORD 'secret'"), None);
+        assert_eq!(command(""), None);
     }
 }

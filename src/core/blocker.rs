@@ -94,13 +94,14 @@ impl Blocker {
             self.blocked += now.since(self.seen);
         }
         self.listen(&transaction, now);
-        if self.transaction.holder != Holder::Unknown {
-            let before = std::mem::replace(&mut self.transaction, transaction);
-            if self.transaction.holder == Holder::Unknown {
-                self.known_holder = Some((before.holder, before.started));
-            }
-        } else {
-            self.transaction = transaction;
+        let access = transaction.access.since(self.transaction.access);
+        let transaction = Transaction {
+            access,
+            ..transaction
+        };
+        let before = std::mem::replace(&mut self.transaction, transaction);
+        if self.transaction.holder == Holder::Unknown && before.holder != Holder::Unknown {
+            self.known_holder = Some((before.holder, before.started));
         }
         self.blocks = blocks;
         self.seen = now;

@@ -254,6 +254,7 @@ fn contains_word(text: &str, word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
+    use super::super::pause::Pause;
     use super::super::upstream::Record;
     use super::super::watch::Watch;
     use super::super::xid::Lsn;
@@ -372,7 +373,7 @@ mod tests {
         let delays = |replay: &mut Replay| replay.apply_delay = Duration::from_secs(3600);
         assert_eq!(state(990, delays), State::WaitingForTransactions);
         assert_eq!(state(1000, delays), State::WaitingForReplay);
-        let pauses = |replay: &mut Replay| replay.paused = true;
+        let pauses = |replay: &mut Replay| replay.pause = Some(Pause::Asked);
         assert_eq!(state(990, pauses), State::WaitingForReplay);
         let conflicts = |replay: &mut Replay| replay.waits_for = vec![creator];
         assert_eq!(state(990, conflicts), State::BlockingReplay);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::locks::Session;
 use super::observation::*;
 use super::policy::OwnLimits;
 use super::replay::Replay;
@@ -84,6 +85,29 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         client: None,
         client_gone: false,
         client_process: ClientProcess::Unknown,
+        backend_type: Some("client backend".into()),
+        subscription: None,
+        lock_wait: None,
+        access: Access::Allowed,
+    }
+}
+
+/// A session without an xid, idle in a transaction since the test's beginning.
+pub fn reader(holder: i32) -> Session {
+    Session {
+        pid: pid(holder),
+        database: Some("app".into()),
+        usename: Some("bob".into()),
+        application_name: Some("report".into()),
+        client_addr: Some("10.0.0.8".into()),
+        backend_type: Some("client backend".into()),
+        subscription: None,
+        state: Some("idle in transaction".into()),
+        state_since: Some(at(0)),
+        started: Some(at(0)),
+        xact_start: Some("2026-11-22T21:00:00.000001+00:00".into()),
+        backend_start: Some("2026-11-22T20:00:00.000001+00:00".into()),
+        query: Some("SELECT FROM t".into()),
     }
 }
 
@@ -92,6 +116,7 @@ pub fn prepared(number: u32, gid: &str) -> Transaction {
         holder: Holder::Prepared { gid: gid.into() },
         application_name: None,
         client_addr: None,
+        backend_type: None,
         state: Some("prepared".into()),
         query: None,
         ..session(number, 1)
@@ -134,7 +159,7 @@ pub fn replay(replayed: u64) -> Replay {
     Replay {
         replayed: Lsn::new(replayed),
         received: Some(Lsn::new(replayed)),
-        paused: false,
+        pause: None,
         receives: true,
         has_archive: false,
         apply_delay: Duration::ZERO,

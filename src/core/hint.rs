@@ -15,15 +15,18 @@ use serde::{Deserialize, Serialize};
 use super::observation::{Pid, SlotName};
 use super::xid::{Lsn, Xid};
 
-/// A part of a statement.
+/// A part of a statement. No string is one: see the end of this file.
 pub trait Part {
     fn write(&self, sql: &mut String);
 }
 
-/// Text of this program's own.
-impl Part for &'static str {
+/// SQL of this program's own: what [`sql!`] makes of its literals.
+#[derive(Clone, Copy, Debug)]
+pub struct Text(pub &'static str);
+
+impl Part for Text {
     fn write(&self, sql: &mut String) {
-        sql.push_str(self);
+        sql.push_str(self.0);
     }
 }
 
@@ -36,8 +39,17 @@ pub struct Sql {
 
 /// Puts statements together: `sql!["SELECT pg_drop_replication_slot(", slot, ");"]`.
 macro_rules! sql {
-    ($($part:expr),+ $(,)?) => {
-        $crate::core::hint::Sql::of(&[$(&$part),+])
+    (@parts [$($done:tt)*]) => {
+        $crate::core::hint::Sql::of(&[$($done)*])
+    };
+    (@parts [$($done:tt)*] $text:literal $(, $($rest:tt)*)?) => {
+        $crate::core::hint::sql!(@parts [$($done)* &$crate::core::hint::Text($text),] $($($rest)*)?)
+    };
+    (@parts [$($done:tt)*] $part:expr $(, $($rest:tt)*)?) => {
+        $crate::core::hint::sql!(@parts [$($done)* &$part,] $($($rest)*)?)
+    };
+    ($($parts:tt)+) => {
+        $crate::core::hint::sql!(@parts [] $($parts)+)
     };
 }
 pub(crate) use sql;
@@ -61,6 +73,69 @@ impl Sql {
             is_alone: true,
             ..self
         }
+    }
+}
+
+/// A setting, and the value that ALTER SYSTEM is to give it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setting {
+    name: String,
+    value: String,
+    takes_effect: TakesEffect,
+}
+
+/// When a setting that ALTER SYSTEM has written is in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TakesEffect {
+    AtReload,
+    AtRestart,
+}
+
+/// What is in `postgresql.auto.conf` and not in force.
+pub trait Written {
+    /// Whether the file gives this setting a value that was never loaded.
+    fn awaits_reload(&self, name: &str) -> bool;
+    /// Whether the file gives it this value.
+    fn has_value(&self, name: &str, value: &str) -> bool;
+}
+
+impl Setting {
+    pub fn at_reload(name: &'static str, value: impl Into<String>) -> Self {
+        Self::new(name, value, TakesEffect::AtReload)
+    }
+
+    pub fn at_restart(name: &'static str, value: impl Into<String>) -> Self {
+        Self::new(name, value, TakesEffect::AtRestart)
+    }
+
+    fn new(name: &'static str, value: impl Into<String>, takes_effect: TakesEffect) -> Self {
+        Self {
+            name: name.to_owned(),
+            value: value.into(),
+            takes_effect,
+        }
+    }
+
+    /// Whether this, or for one that takes effect at a reload any other value, waits for that.
+    fn is_written(&self, written: &impl Written) -> bool {
+        match self.takes_effect {
+            TakesEffect::AtReload => written.awaits_reload(&self.name),
+            TakesEffect::AtRestart => written.has_value(&self.name, &self.value),
+        }
+    }
+}
+
+impl Part for Setting {
+    /// The name is a static text of this program's own.
+    fn write(&self, sql: &mut String) {
+        sql.push_str("ALTER SYSTEM SET ");
+        sql.push_str(&self.name);
+        sql.push_str(" = ");
+        match self.value.as_str() {
+            switch @ ("on" | "off") => sql.push_str(switch),
+            value => Literal(value).write(sql),
+        }
+        sql.push(';');
     }
 }
 
@@ -153,64 +228,157 @@ pub struct Hint {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Line {
+    /// Makes a comment of the line, and of its statement one that may be copied out of it.
+    lead: Option<Comment>,
     sql: Option<Sql>,
+    /// If the statement is there to set one.
+    setting: Option<Setting>,
     comment: Option<Comment>,
+}
+
+impl Line {
+    fn is_run(&self) -> bool {
+        self.sql.is_some() && self.lead.is_none()
+    }
 }
 
 impl Hint {
     /// With what is to be known before the statement is run.
     pub fn run(sql: Sql, comment: Comment) -> Self {
-        Self::of_line(Some(sql), Some(comment))
+        Self::of_line(None, Some(sql), Some(comment))
     }
 
     /// Where the best that can be done is not SQL, or not to be done here.
     pub fn say(comment: Comment) -> Self {
-        Self::of_line(None, Some(comment))
+        Self::of_line(None, None, Some(comment))
     }
 
-    fn of_line(sql: Option<Sql>, comment: Option<Comment>) -> Self {
-        Self {
-            lines: vec![Line { sql, comment }],
+    /// A statement that is not run where the hint is pasted, but may be copied out of its comment:
+    /// one that must be filled in first, or that is one choice of several.
+    pub fn offer(lead: Comment, sql: Sql, comment: Comment) -> Self {
+        Self::of_line(Some(lead), Some(sql), Some(comment))
+    }
+
+    /// Changes a setting, which is two statements, the second with the next look: see
+    /// [`Self::given`].
+    pub fn set(setting: Setting, comment: Comment) -> Self {
+        Self::of_setting(None, setting, comment)
+    }
+
+    /// As [`Self::offer`].
+    pub fn offer_to_set(lead: Comment, setting: Setting, comment: Comment) -> Self {
+        Self::of_setting(Some(lead), setting, comment)
+    }
+
+    fn of_setting(lead: Option<Comment>, setting: Setting, Comment(comment): Comment) -> Self {
+        let then = match setting.takes_effect {
+            TakesEffect::AtReload => "then SELECT pg_reload_conf();",
+            TakesEffect::AtRestart => "then restart the server",
+        };
+        let comment = match comment.as_str() {
+            "" => comment!("{then}"),
+            comment => comment!("{comment}; {then}"),
+        };
+        let mut hint = Self::of_line(lead, Some(sql![setting].alone()), Some(comment));
+        for line in &mut hint.lines {
+            line.setting = Some(setting.clone());
         }
+        hint
+    }
+
+    fn of_line(lead: Option<Comment>, sql: Option<Sql>, comment: Option<Comment>) -> Self {
+        Self {
+            lines: vec![Line {
+                lead,
+                sql,
+                setting: None,
+                comment: comment.filter(|Comment(text)| !text.is_empty()),
+            }],
+        }
+    }
+
+    /// Whether this and the other can be run as one string.
+    pub fn goes_with(&self, other: &Self) -> bool {
+        !(self.has_sql() && other.has_sql() && (self.is_alone() || other.is_alone()))
     }
 
     /// Another hint after this one, if both can be run as one string. If not, it is left to the
     /// next look, when this one's cause is gone.
     pub fn then(mut self, other: Self) -> Self {
-        let conflicts = self.has_sql() && other.has_sql() && (self.is_alone() || other.is_alone());
-        if !conflicts {
-            self.lines.extend(other.lines);
+        if self.goes_with(&other) {
+            for line in other.lines {
+                if !self.lines.contains(&line) {
+                    self.lines.push(line);
+                }
+            }
         }
         self
     }
 
-    fn has_sql(&self) -> bool {
-        self.lines.iter().any(|line| line.sql.is_some())
+    /// The hint that is left once ALTER SYSTEM was run: to have the setting loaded, which is not to
+    /// be forgotten over anything else.
+    pub fn given(mut self, written: &impl Written) -> Self {
+        let is_written = |line: &Line| {
+            let setting = line.setting.as_ref();
+            setting.is_some_and(|setting| setting.is_written(written))
+        };
+        for index in 0..self.lines.len() {
+            let line = self.lines.get_mut(index).filter(|line| is_written(line));
+            let Some(Setting {
+                name, takes_effect, ..
+            }) = line.and_then(|line| line.setting.take())
+            else {
+                continue;
+            };
+            match takes_effect {
+                TakesEffect::AtReload => {
+                    let comment = comment!("loads {name}, as ALTER SYSTEM has set it");
+                    return Self::run(sql!["SELECT pg_reload_conf();"], comment);
+                }
+                TakesEffect::AtRestart => {
+                    let comment = comment!("restart the server: ALTER SYSTEM has set {name}");
+                    let said = Self::say(comment);
+                    self.lines.splice(index..=index, said.lines);
+                }
+            }
+        }
+        self
+    }
+
+    /// Whether anything is run where it is pasted.
+    pub fn has_sql(&self) -> bool {
+        self.lines.iter().any(Line::is_run)
     }
 
     fn is_alone(&self) -> bool {
         let is_alone = |line: &Line| line.sql.as_ref().is_some_and(|sql| sql.is_alone);
-        self.lines.iter().any(is_alone)
+        self.lines.iter().filter(|line| line.is_run()).any(is_alone)
     }
 }
 
 impl From<Sql> for Hint {
     fn from(sql: Sql) -> Self {
-        Self::of_line(Some(sql), None)
+        Self::of_line(None, Some(sql), None)
     }
 }
 
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Line { sql, comment }) in self.lines.iter().enumerate() {
+        for (index, line) in self.lines.iter().enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
-            if let Some(sql) = sql {
-                write!(f, "{sql}")?;
+            if let Some(lead) = &line.lead {
+                write!(f, "-- {} ", lead.0)?;
             }
-            if let Some(comment) = comment {
-                let space = if sql.is_some() { " " } else { "" };
+            match (&line.lead, &line.sql) {
+                // In a comment a literal may not have a second line.
+                (Some(_), Some(sql)) => f.write_str(&on_one_line(&sql.text))?,
+                (None, Some(sql)) => write!(f, "{sql}")?,
+                (_, None) => {}
+            }
+            if let Some(comment) = &line.comment {
+                let space = if line.sql.is_some() { " " } else { "" };
                 write!(f, "{space}-- {}", comment.0)?;
             }
         }
@@ -321,7 +489,7 @@ mod tests {
 
     #[test]
     fn what_must_stand_alone_does() {
-        let plain = |text: &'static str| Hint::from(sql![text]);
+        let plain = |text| Hint::from(sql![Text(text)]);
         let lonely = || Hint::from(sql!["ROLLBACK PREPARED 'g';"].alone());
         let say = || Hint::say(comment!("more"));
         assert_eq!(plain("A;").then(plain("B;")).to_string(), "A;\nB;");
@@ -335,4 +503,82 @@ mod tests {
         );
         assert_eq!(say().then(lonely()), say().then(lonely()).then(lonely()));
     }
+
+    struct Auto(&'static str, &'static str);
+
+    impl Written for Auto {
+        fn awaits_reload(&self, name: &str) -> bool {
+            self.0 == name
+        }
+
+        fn has_value(&self, name: &str, value: &str) -> bool {
+            (self.0, self.1) == (name, value)
+        }
+    }
+
+    #[test]
+    fn a_setting_that_is_written_is_to_be_loaded() {
+        let end = || Hint::run(sql!["SELECT end();"], comment!("ends it"));
+        let on = Setting::at_reload("a.enabled", "on");
+        let set = Hint::set(on.clone(), comment!("why"));
+        let shown = "ALTER SYSTEM SET a.enabled = on; -- why; then SELECT pg_reload_conf();";
+        assert_eq!(set.to_string(), shown);
+        assert_eq!(end().then(set.clone()), end());
+        assert_eq!(set.clone().given(&Auto("other", "on")), set);
+        let load = "SELECT pg_reload_conf(); -- loads a.enabled, as ALTER SYSTEM has set it";
+        assert_eq!(set.given(&Auto("a.enabled", "on")).to_string(), load);
+
+        let offered = end().then(Hint::offer_to_set(comment!("or"), on, comment!("")));
+        assert_eq!(
+            offered.to_string(),
+            "SELECT end(); -- ends it\n-- or ALTER SYSTEM SET a.enabled = on; -- then SELECT \
+             pg_reload_conf();"
+        );
+        assert_eq!(offered.given(&Auto("a.enabled", "on")).to_string(), load);
+
+        let level = Hint::set(Setting::at_restart("wal_level", "logical"), comment!("why"));
+        let restart = "ALTER SYSTEM SET wal_level = 'logical'; -- why; then restart the server";
+        assert_eq!(
+            level
+                .clone()
+                .given(&Auto("wal_level", "replica"))
+                .to_string(),
+            restart
+        );
+        assert_eq!(
+            level.given(&Auto("wal_level", "logical")).to_string(),
+            "-- restart the server: ALTER SYSTEM has set wal_level"
+        );
+    }
+
+    #[test]
+    fn what_is_offered_stays_in_its_comment() {
+        let sql = sql!["SELECT f(", Literal("a\nDROP TABLE t;"), ");"];
+        let hint = Hint::offer(comment!("or"), sql, comment!("why"));
+        assert_eq!(
+            hint.to_string(),
+            "-- or SELECT f('a DROP TABLE t;'); -- why"
+        );
+        let plain = Hint::from(sql!["A;"]);
+        assert!(plain.goes_with(&hint) && !hint.has_sql());
+    }
+
+    /// Text that was not quoted is no part of a statement: each line below stops compiling as soon as
+    /// the type in it is a [`Part`], because `_` can be either then.
+    const _: () = {
+        trait IsNoPart<T> {
+            fn check() {}
+        }
+        impl<T: ?Sized> IsNoPart<()> for T {}
+        struct Ambiguous;
+        impl<T: ?Sized + Part> IsNoPart<Ambiguous> for T {}
+
+        let _ = <str as IsNoPart<_>>::check;
+        let _ = <&'static str as IsNoPart<_>>::check;
+        let _ = <String as IsNoPart<_>>::check;
+        let _ = <&'static String as IsNoPart<_>>::check;
+        let _ = <std::borrow::Cow<'static, str> as IsNoPart<_>>::check;
+        let _ = <Comment as IsNoPart<_>>::check;
+        let _ = <Hint as IsNoPart<_>>::check;
+    };
 }

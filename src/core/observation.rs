@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::guard::{Answer, Standing, Verdict};
+use super::locks::{LockWait, LockWaiter, Session};
+use super::pause::{Pause, SettingHere};
 use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
@@ -408,6 +410,52 @@ pub struct Transaction {
     /// Whether the kernel knows that its client has closed the connection.
     pub client_gone: bool,
     pub client_process: ClientProcess,
+    /// `pg_stat_activity.backend_type`; `None` without a process, or where it may not be seen.
+    pub backend_type: Option<String>,
+    /// What its process does for a subscription of this cluster.
+    pub subscription: Option<Subscription>,
+    /// If it waits for a lock.
+    pub lock_wait: Option<LockWait>,
+    /// Whether a prepared one can be reached.
+    pub access: Access,
+}
+
+/// What a worker of logical replication works for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscription {
+    pub name: String,
+    /// The table that is copied when the subscription begins with it.
+    pub copies: Option<String>,
+}
+
+/// Whether a database lets anybody in: `datallowconn`, or `datconnlimit` -2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    #[default]
+    Allowed,
+    NotAllowed,
+    /// It was not when the transaction was first seen, and is now.
+    AllowedMeanwhile,
+    /// A DROP DATABASE was interrupted; nobody ever gets in again.
+    Invalid,
+}
+
+impl Access {
+    fn from_column(column: &str) -> Self {
+        match column {
+            "no" => Self::NotAllowed,
+            "invalid" => Self::Invalid,
+            _ => Self::Allowed,
+        }
+    }
+
+    /// As it is seen now, given how it was before.
+    pub fn since(self, before: Self) -> Self {
+        match (before, self) {
+            (Self::NotAllowed | Self::AllowedMeanwhile, Self::Allowed) => Self::AllowedMeanwhile,
+            (_, now) => now,
+        }
+    }
 }
 
 /// What keeps a transaction open, which decides how it can be ended.
@@ -445,6 +493,10 @@ impl Transaction {
             client: None,
             client_gone: false,
             client_process: ClientProcess::OfAnotherServer,
+            backend_type: None,
+            subscription: None,
+            lock_wait: None,
+            access: Access::Allowed,
         }
     }
 
@@ -618,26 +670,80 @@ impl<'a> Row<'a> {
         })
     }
 
+    /// A list of pids, each once. 0 is none.
+    fn pids(&mut self, column: &'static str) -> Result<Vec<Pid>, UnreadableRow> {
+        let list = self.text(column)?;
+        let pids = list.split(',');
+        let mut pids: Vec<Pid> = pids.filter_map(|pid| Pid::new(pid.parse().ok()?)).collect();
+        pids.sort_by_key(|pid| pid.get());
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Reads a row of `sql/lock_holders.sql`.
+    pub fn into_lock_waiter(mut self) -> Result<LockWaiter, UnreadableRow> {
+        let prepared = self.text("waits_for_prepared")?;
+        Ok(LockWaiter {
+            xid: self.optional("xid")?,
+            waits_for: self.pids("waits_for")?,
+            waits_for_prepared: prepared
+                .split(',')
+                .filter_map(|xid| xid.parse().ok())
+                .collect(),
+            session: Session {
+                pid: self.pid("pid")?.ok_or(UnreadableRow { column: "pid" })?,
+                database: self.optional("database")?,
+                usename: self.optional("usename")?,
+                application_name: self.optional("application_name")?,
+                client_addr: self.optional("client_addr")?,
+                backend_type: self.optional("backend_type")?,
+                subscription: None,
+                state: self.optional("state")?,
+                state_since: self.timestamp("state_since")?,
+                started: self.timestamp("started")?,
+                xact_start: self.optional("xact_start")?,
+                backend_start: self.optional("backend_start")?,
+                query: self.optional("query")?,
+            },
+        })
+    }
+
+    /// Reads a row of `sql/subscriptions.sql`.
+    pub fn into_subscription(mut self) -> Result<(Pid, Subscription), UnreadableRow> {
+        Ok((
+            self.pid("pid")?.ok_or(UnreadableRow { column: "pid" })?,
+            Subscription {
+                name: self.text("name")?,
+                copies: self.optional("relation")?,
+            },
+        ))
+    }
+
     /// Reads the row of `sql/replay.sql`.
     pub fn into_replay(mut self) -> Result<Replay, UnreadableRow> {
-        let waits_for = self.text("waits_for")?;
-        let mut waits_for: Vec<Pid> = waits_for
-            .split(',')
-            .filter_map(|pid| Pid::new(pid.parse().ok()?))
-            .collect();
-        waits_for.sort_by_key(|pid| pid.get());
-        waits_for.dedup();
+        let waits_for = self.pids("waits_for")?;
         Ok(Replay {
             // NULL only before anything was replayed, when nobody can be connected yet.
             replayed: self.optional("replayed")?.unwrap_or(Lsn::new(0)),
             received: self.optional("received")?,
-            paused: self.required("paused")?,
+            // Another query tells why.
+            pause: self.required::<bool>("paused")?.then_some(Pause::NotKnown),
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
             conflict_delay: self.required("conflict_delay")?,
             waits_for,
             is_certain: self.required("is_certain")?,
+        })
+    }
+
+    /// Reads a row of `sql/pause.sql`.
+    pub fn into_setting_here(mut self) -> Result<SettingHere, UnreadableRow> {
+        Ok(SettingHere {
+            name: self.required("name")?,
+            value: self.text("value")?,
+            in_files: self.optional("in_files")?,
+            on_command_line: self.required("on_command_line")?,
         })
     }
 
@@ -696,10 +802,12 @@ impl<'a> Row<'a> {
 
     /// Reads a row of `sql/transactions.sql`.
     pub fn into_transaction(mut self) -> Result<Transaction, UnreadableRow> {
-        let backend_type = self.text("backend_type")?;
+        let backend_type: Option<String> = self.optional("backend_type")?;
         let wait_event = self.text("wait_event")?;
         let holder = match (self.pid("pid")?, self.optional("gid")?) {
-            (Some(pid), _) if backend_type == "autovacuum worker" => Holder::Autovacuum(pid),
+            (Some(pid), _) if backend_type.as_deref() == Some("autovacuum worker") => {
+                Holder::Autovacuum(pid)
+            }
             (Some(pid), _) => Holder::Session(pid),
             (None, Some(gid)) => Holder::Prepared { gid },
             (None, None) => return Err(UnreadableRow { column: "pid" }),
@@ -727,6 +835,10 @@ impl<'a> Row<'a> {
             // Not known to SQL.
             client_gone: false,
             client_process: ClientProcess::OfAnotherServer,
+            backend_type,
+            subscription: None,
+            lock_wait: (self.text("wait_event_type")? == "Lock").then(LockWait::default),
+            access: Access::from_column(&self.text("accepts_connections")?),
         };
         transaction.cut_query(QUERY_LIMIT);
         Ok(transaction)
@@ -890,12 +1002,14 @@ mod tests {
             "client_port",
             "backend_type",
             "state",
+            "wait_event_type",
             "wait_event",
             "copied",
             "state_since",
             "started",
             "xact_start",
             "query",
+            "accepts_connections",
         ];
         let columns: Vec<String> = COLUMNS.iter().map(|&name| name.to_owned()).collect();
         let value = |column: &&str| {

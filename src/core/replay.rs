@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::observation::Pid;
+use super::pause::Pause;
 use super::xid::Lsn;
 
 /// What a scan saw of a standby's replay.
@@ -15,8 +16,8 @@ pub struct Replay {
     pub replayed: Lsn,
     /// The end of what the WAL receiver has received and flushed, if it ever did.
     pub received: Option<Lsn>,
-    /// By `pg_wal_replay_pause()` or at a recovery target.
-    pub paused: bool,
+    /// Why it is paused, if it is.
+    pub pause: Option<Pause>,
     /// Whether there is a WAL receiver.
     pub receives: bool,
     /// Whether `restore_command` is set, so that WAL may come from an archive.
@@ -59,7 +60,7 @@ impl Conflict {
 /// Why what was written on the upstream does not arrive.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Obstacle {
-    Paused,
+    Paused(Pause),
     /// Nothing is received: there is no WAL receiver.
     CutOff,
     /// Replay waits for these processes of the standby's.
@@ -79,8 +80,8 @@ impl Replay {
     pub fn obstacle(&self, awaited: Option<Lsn>) -> Option<Obstacle> {
         let awaited = awaited.filter(|&lsn| lsn > self.replayed);
         let has_come = |lsn: Lsn| self.received.is_some_and(|received| lsn <= received);
-        if self.paused {
-            Some(Obstacle::Paused)
+        if let Some(pause) = &self.pause {
+            Some(Obstacle::Paused(pause.clone()))
         } else if !self.waits_for.is_empty() && self.is_certain {
             Some(Obstacle::Conflict(self.waits_for.clone()))
         } else if !self.waits_for.is_empty() {
@@ -113,7 +114,7 @@ impl Obstacle {
     /// Whether nothing is replayed at all.
     pub fn stops_all(&self) -> bool {
         match self {
-            Self::Paused | Self::CutOff | Self::Conflict(_) | Self::UncertainConflict(_) => true,
+            Self::Paused(_) | Self::CutOff | Self::Conflict(_) | Self::UncertainConflict(_) => true,
             Self::Delayed(_) | Self::Behind(_) | Self::NotReceived => false,
         }
     }
@@ -123,6 +124,9 @@ impl Obstacle {
         match (self, other) {
             (Self::Conflict(these), Self::Conflict(those))
             | (Self::UncertainConflict(these), Self::UncertainConflict(those)) => these == those,
+            (Self::Paused(this), Self::Paused(that)) => {
+                std::mem::discriminant(this) == std::mem::discriminant(that)
+            }
             _ => std::mem::discriminant(self) == std::mem::discriminant(other),
         }
     }
@@ -131,7 +135,7 @@ impl Obstacle {
     pub fn is_passing(&self) -> bool {
         match self {
             Self::Behind(_) | Self::NotReceived => true,
-            Self::Paused
+            Self::Paused(_)
             | Self::CutOff
             | Self::Conflict(_)
             | Self::UncertainConflict(_)
@@ -158,11 +162,14 @@ mod tests {
     #[test]
     fn obstacles_are_told_apart() {
         let paused = Replay {
-            paused: true,
+            pause: Some(Pause::NotKnown),
             receives: false,
             ..replay(100)
         };
-        assert_eq!(paused.obstacle(None), Some(Obstacle::Paused));
+        assert_eq!(
+            paused.obstacle(None),
+            Some(Obstacle::Paused(Pause::NotKnown))
+        );
         let cut_off = Replay {
             receives: false,
             ..replay(100)

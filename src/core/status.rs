@@ -202,10 +202,14 @@ struct Element<'a> {
     query: Option<&'a str>,
     is_creator_peer: bool,
     client_gone: bool,
+    backend_type: Option<&'a str>,
+    waits_for: Vec<i32>,
 }
 
 impl<'a> Element<'a> {
     fn new(transaction: &'a Transaction, creator: &CreatorIdentity) -> Self {
+        let lock_wait = transaction.lock_wait.iter();
+        let waits_for = lock_wait.flat_map(|wait| &wait.waits_for);
         Self {
             xid: transaction.xid.get(),
             pid: transaction.pid().map(|pid| pid.get()),
@@ -219,6 +223,8 @@ impl<'a> Element<'a> {
             query: transaction.query.as_deref(),
             is_creator_peer: kinship(creator, transaction) != Kinship::None,
             client_gone: transaction.client_gone,
+            backend_type: transaction.backend_type.as_deref(),
+            waits_for: waits_for.map(|pid| pid.get()).collect(),
         }
     }
 }
@@ -347,9 +353,15 @@ mod tests {
         assert!(detail.starts_with("Waits for transaction 700"), "{detail}");
         assert!(detail.contains("will be lost in 1 min,"), "{detail}");
         let lines: Vec<_> = hint.lines().collect();
-        assert!(lines[0].starts_with("SELECT pg_terminate_backend(1234);"));
-        // The limit is raised by a statement of its own, which is left to the next look.
-        assert_eq!(lines.len(), 1, "{hint}");
+        let terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = \
+                         '700';";
+        assert!(lines[0].starts_with(terminate), "{hint}");
+        // A statement that can't be run in one string with the other.
+        assert!(
+            lines[1].starts_with("-- or ALTER SYSTEM SET max_slot_wal_keep_size = '200MB'; -- "),
+            "{hint}"
+        );
+        assert_eq!(lines.len(), 2, "{hint}");
 
         let used = |xmin, active| Slot {
             catalog_xmin: Some(xid(xmin)),
@@ -359,10 +371,7 @@ mod tests {
         };
         let (detail, hint) = said(used(700, true));
         assert!(detail.contains("Transaction 700 holds it back"), "{detail}");
-        assert!(
-            hint.starts_with("SELECT pg_terminate_backend(1234);"),
-            "{hint}"
-        );
+        assert!(hint.starts_with(terminate), "{hint}");
         for moves_on in [
             used(701, true),
             Slot {
@@ -373,8 +382,15 @@ mod tests {
             let advice = status(moves_on, &known, at(1000)).advice;
             assert_eq!(advice, Advice::default());
         }
-        let (detail, _) = said(used(700, false));
+        let (detail, hint) = said(used(700, false));
         assert!(detail.contains("No consumer"), "{detail}");
+        assert!(
+            hint.starts_with(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
+                 slot_name = 'y' AND restart_lsn = '0/800000' AND NOT active;"
+            ),
+            "{hint}"
+        );
 
         let safe = status(slot("y", Progress::Usable), &known, at(1000)).advice;
         assert_eq!(safe, Advice::default());
@@ -388,7 +404,10 @@ mod tests {
         assert_eq!(invalidated.state, State::Lost);
         let hint = invalidated.advice.hint.expect("a hint").to_string();
         assert!(
-            hint.starts_with("SELECT pg_drop_replication_slot('x');"),
+            hint.starts_with(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
+                 slot_name = 'x' AND wal_status = 'lost' AND NOT active;"
+            ),
             "{hint}"
         );
 
@@ -398,7 +417,11 @@ mod tests {
             .expect("a hint")
             .to_string();
         assert!(
-            held.starts_with("SELECT pg_terminate_backend(77);"),
+            held.starts_with(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
+                 'x' AND restart_lsn = '0/1000000' AND confirmed_flush_lsn IS NULL AND active_pid = \
+                 77;"
+            ),
             "{held}"
         );
     }

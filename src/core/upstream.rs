@@ -2,12 +2,13 @@
 //! it did not, and what to do about that.
 
 use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::hint::{Hint, Identifier, Sql, comment, sql};
+use super::hint::{Hint, Identifier, Setting, Sql, comment, sql};
 use super::observation::{Running, SlotName, Transaction};
 use super::time::{Timestamp, in_words};
 use super::xid::{Lsn, Xid};
@@ -521,6 +522,17 @@ impl Problem {
         }
     }
 
+    pub fn cannot_look_up(source: Source, error: &io::Error) -> Self {
+        Self {
+            kind: Kind::Unreachable,
+            message: format!("could not run getent to look up the host in {source}: {error}"),
+            hint: Hint::say(comment!(
+                "on this standby: is getent (of the C library's package) on the server's PATH? \
+                   An address needs none"
+            )),
+        }
+    }
+
     /// The upstream could not be connected to, or the connection was lost. `message` is libpq's,
     /// which never contains a password.
     pub fn unreachable(message: &str, login: &Login) -> Self {
@@ -604,10 +616,14 @@ pub fn name_the_primary() -> Hint {
 }
 
 fn on_this_standby(host: &str) -> Hint {
-    Hint::say(comment!(
-        "on this standby: ALTER SYSTEM SET slot_self_heal.primary_conninfo = 'host={host} \
-         user=<role>'; then SELECT pg_reload_conf();"
-    ))
+    Hint::offer_to_set(
+        comment!("on this standby:"),
+        Setting::at_reload(
+            "slot_self_heal.primary_conninfo",
+            format!("host={host} user=<role>"),
+        ),
+        comment!(""),
+    )
 }
 
 /// The first line of an error as libpq gives it, without its severity.

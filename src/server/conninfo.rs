@@ -1,33 +1,18 @@
 //! How to reach the upstream: which addresses to try, as the settings say.
 //!
-//! libpq looks up host names where no signal ends its wait. So the names are looked up here, in
-//! threads, and libpq is given addresses. (Not so for a host that a `service` file names.) And libpq
-//! gives no host less time than another, so that a dead one would use up the time of those after
-//! it: each address is tried by itself.
+//! libpq looks up host names where no signal ends its wait. So they are looked up here
+//! ([`lookup`]), those of a `service` file and of `PGHOST` too, and libpq is given addresses. And
+//! libpq gives no host less time than another, so that a dead one would use up the time of those
+//! after it: each address is tried by itself.
 
 use std::ffi::{CStr, CString};
-use std::net::{IpAddr, ToSocketAddrs};
-use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
 
 use pgrx::pg_sys;
 
 use super::libpq::{self, Parameters};
-use super::{process, secret};
+use super::{lookup, secret};
 use crate::core::upstream::{Hop, Login, Problem, Source};
-
-/// For looking up names, which leaves time to connect.
-const LOOKUP_LIMIT: Duration = Duration::from_millis(2500);
-/// How much longer to wait for names once there is an address to try.
-const LOOKUP_PATIENCE: Duration = Duration::from_millis(500);
-/// Between two looks whether a name's addresses are there.
-const PAUSE: Duration = Duration::from_millis(5);
-/// Look-ups of former tries that still hang. When there are so many, no more are begun.
-const MOST_LOOKUPS: usize = 8;
-static LOOKUPS: AtomicUsize = AtomicUsize::new(0);
 
 /// Which server to connect to, as the settings say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,9 +73,15 @@ impl Target {
 
     /// The same parameters for each address, of a name or given as such.
     fn addresses(&self, parameters: &Parameters) -> Result<Vec<Parameters>, Problem> {
-        let hosts = list(parameters, "host");
-        let addresses = list(parameters, "hostaddr");
-        let ports = list(parameters, "port");
+        let elsewhere: Parameters;
+        let mut places = parameters;
+        if get(parameters, "host").is_none() && get(parameters, "hostaddr").is_none() {
+            elsewhere = libpq::with_defaults(parameters);
+            places = &elsewhere;
+        }
+        let hosts = list(places, "host");
+        let addresses = list(places, "hostaddr");
+        let ports = list(places, "port");
         let count = hosts.len().max(addresses.len());
         if count == 0 {
             return Ok(vec![parameters.clone()]);
@@ -100,21 +91,23 @@ impl Target {
             [all] => all.clone(),
             each => at(each, index),
         };
-        let has_to_be_looked_up =
-            |index| at(&addresses, index).is_empty() && is_name(&at(&hosts, index));
+        let has_to_be_looked_up = |index| {
+            lookup::SUPPORTED && at(&addresses, index).is_empty() && is_name(&at(&hosts, index))
+        };
         let names: Vec<String> = (0..count)
             .filter(|&index| has_to_be_looked_up(index))
             .map(|index| at(&hosts, index))
             .collect();
         let has_others = names.len() < count;
-        let found = look_up_all(names.clone(), has_others);
+        let found = lookup::addresses(names.clone(), has_others);
+        let found = found.map_err(|error| Problem::cannot_look_up(self.source, &error))?;
 
         let mut routes = Vec::new();
         for index in 0..count {
             let host = at(&hosts, index);
             let its_addresses: Vec<String> = if has_to_be_looked_up(index) {
                 let its_own = found.iter().filter(|(name, _)| *name == host);
-                its_own.map(|(_, address)| address.to_string()).collect()
+                its_own.map(|(_, address)| address.clone()).collect()
             } else {
                 vec![at(&addresses, index)]
             };
@@ -158,71 +151,4 @@ fn is_name(host: &str) -> bool {
     // An IPv6 address may have a scope, which `IpAddr` does not know.
     let is_address = host.contains(':') || host.parse::<IpAddr>().is_ok();
     !host.is_empty() && !is_socket && !is_address
-}
-
-/// The addresses of these names, as far as they are known in time. `has_others`: there are
-/// addresses to try even without them.
-fn look_up_all(mut names: Vec<String>, has_others: bool) -> Vec<(String, IpAddr)> {
-    names.sort();
-    names.dedup();
-    let (sender, receiver) = channel();
-    for name in names {
-        if LOOKUPS.load(Ordering::Relaxed) >= MOST_LOOKUPS {
-            break;
-        }
-        let sender = sender.clone();
-        spawn_without_signals(move || {
-            // The port is of no interest, but asked for.
-            let found = (name.as_str(), 0).to_socket_addrs();
-            for address in found.into_iter().flatten() {
-                // Nobody listens any more once the limit is over.
-                let _ = sender.send((name.clone(), address.ip()));
-            }
-        });
-    }
-    drop(sender);
-    collect(&receiver, has_others)
-}
-
-fn collect(receiver: &Receiver<(String, IpAddr)>, has_others: bool) -> Vec<(String, IpAddr)> {
-    let begun = Instant::now();
-    let mut end = begun + LOOKUP_LIMIT;
-    if has_others {
-        end = begun + LOOKUP_PATIENCE;
-    }
-    let mut found = Vec::new();
-    loop {
-        match receiver.try_recv() {
-            Ok(answer) => {
-                if !found.contains(&answer) {
-                    found.push(answer);
-                    end = end.min(Instant::now() + LOOKUP_PATIENCE);
-                }
-            }
-            Err(TryRecvError::Disconnected) => return found,
-            Err(TryRecvError::Empty) if Instant::now() >= end => return found,
-            Err(TryRecvError::Empty) => process::wait(PAUSE, pg_sys::PG_WAIT_EXTENSION),
-        }
-    }
-}
-
-/// Runs `body` in a thread in which no signal handler of the server's ever runs, and which never
-/// calls the server.
-fn spawn_without_signals(body: impl FnOnce() + Send + 'static) {
-    // SAFETY: plain calls of POSIX on memory of our own. A thread inherits the mask.
-    unsafe {
-        let mut all = std::mem::zeroed();
-        let mut before = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
-        LOOKUPS.fetch_add(1, Ordering::Relaxed);
-        let spawned = thread::Builder::new().spawn(move || {
-            body();
-            LOOKUPS.fetch_sub(1, Ordering::Relaxed);
-        });
-        if spawned.is_err() {
-            LOOKUPS.fetch_sub(1, Ordering::Relaxed);
-        }
-        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut());
-    }
 }

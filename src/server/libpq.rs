@@ -56,13 +56,16 @@ macro_rules! functions {
         }
 
         impl Functions {
-            fn look_up() -> Option<Self> {
+            /// # Safety
+            ///
+            /// The handle is one of libpq, or of a library that is linked with it.
+            unsafe fn look_up(library: *mut c_void) -> Option<Self> {
                 Some(Self {
                     $($name: {
                         let name = concat!(stringify!($name), "\0");
-                        // SAFETY: a name that ends with NUL; the types are those of libpq-fe.h.
+                        // SAFETY: the caller's promise; a name that ends with NUL; the types are those of libpq-fe.h.
                         unsafe {
-                            let symbol = libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr().cast());
+                            let symbol = libc::dlsym(library, name.as_ptr().cast());
                             if symbol.is_null() {
                                 return None;
                             }
@@ -82,6 +85,7 @@ functions! {
     PQclear: fn(*mut PgResult);
     PQconnectPoll: fn(*mut PgConn) -> c_int;
     PQconnectStartParams: fn(*const *const c_char, *const *const c_char, c_int) -> *mut PgConn;
+    PQconninfo: fn(*mut PgConn) -> *mut ConninfoOption;
     PQconninfoFree: fn(*mut ConninfoOption);
     PQconninfoParse: fn(*const c_char, *mut *mut c_char) -> *mut ConninfoOption;
     PQconsumeInput: fn(*mut PgConn) -> c_int;
@@ -129,16 +133,36 @@ fn libpq() -> &'static Functions {
     if let Some(functions) = LIBPQ.get() {
         return functions;
     }
-    // SAFETY: a library of the server's own. Its symbols, and those of the libpq that it is linked
-    // with, are public from then on (`internal_load_library`, `dfmgr.c`).
-    unsafe { pg_sys::load_file(c"libpqwalreceiver".as_ptr(), false) };
-    match Functions::look_up() {
+    // SAFETY: the library is of the server's own.
+    match unsafe { Functions::look_up(walreceiver()) } {
         Some(functions) => LIBPQ.get_or_init(|| functions),
         None => {
             super::report::error(super::transaction::internal_error(
                 "libpq lacks a function that slot_self_heal needs".into(),
             ));
         }
+    }
+}
+
+/// A handle of `libpqwalreceiver`, through which its own libpq is seen, and no other: in the scope
+/// of the whole process another extension's libpq, or functions of such names, may come first. Null
+/// where there is none.
+fn walreceiver() -> *mut c_void {
+    // SAFETY: a library that is loaded and stays so; it has set the functions (`_PG_init`,
+    // `libpqwalreceiver.c`), by one of which its file is known.
+    unsafe {
+        pg_sys::load_file(c"libpqwalreceiver".as_ptr(), false);
+        let mut file: libc::Dl_info = std::mem::zeroed();
+        let Some(functions) = pg_sys::WalReceiverFunctions.as_ref() else {
+            return ptr::null_mut();
+        };
+        let Some(connect) = functions.walrcv_connect else {
+            return ptr::null_mut();
+        };
+        if libc::dladdr(connect as *const c_void, &raw mut file) == 0 {
+            return ptr::null_mut();
+        }
+        libc::dlopen(file.dli_fname, libc::RTLD_NOW | libc::RTLD_NOLOAD)
     }
 }
 
@@ -158,10 +182,41 @@ pub fn parse(conninfo: &CStr) -> Option<Parameters> {
         if !message.is_null() {
             (libpq.PQfreemem)(message.cast());
         }
+        (!options.is_null()).then(|| take(options))
+    }
+}
+
+/// The same with what they leave to the environment and to a service file.
+///
+/// libpq puts these together only when it connects. It is kept from that by a value that it refuses
+/// after that, before it does anything else (`connectOptions2`, `fe-connect.c`; since PostgreSQL 17
+/// `pqConnectOptions2`).
+pub fn with_defaults(parameters: &Parameters) -> Parameters {
+    let libpq = libpq();
+    let mut refused = parameters.clone();
+    refused.retain(|(keyword, _)| keyword != "sslmode");
+    refused.push(("sslmode".into(), c"none of them".into()));
+    let Some(raw) = start(&refused) else {
+        return Vec::new();
+    };
+    let connection = Connection { raw, memory: 0 };
+    // SAFETY: a connection that was not begun; its options end with one that has no keyword.
+    unsafe {
+        let options = (libpq.PQconninfo)(connection.raw.as_ptr());
         if options.is_null() {
-            return None;
+            return Vec::new();
         }
-        let mut parameters = Vec::new();
+        take(options)
+    }
+}
+
+/// # Safety
+///
+/// The options end with one that has no keyword, and are libpq's to free.
+unsafe fn take(options: *mut ConninfoOption) -> Parameters {
+    let mut parameters = Vec::new();
+    // SAFETY: the caller's promise; texts are copied before they are freed.
+    unsafe {
         let mut option = options;
         while !(*option).keyword.is_null() {
             if !(*option).val.is_null() {
@@ -172,9 +227,24 @@ pub fn parse(conninfo: &CStr) -> Option<Parameters> {
             }
             option = option.add(1);
         }
-        (libpq.PQconninfoFree)(options);
-        Some(parameters)
+        (libpq().PQconninfoFree)(options);
     }
+    parameters
+}
+
+/// Begins to connect. `None` if there is no memory for it, or a keyword that is none.
+fn start(parameters: &Parameters) -> Option<NonNull<PgConn>> {
+    let names: Result<Vec<_>, _> = parameters
+        .iter()
+        .map(|(keyword, _)| CString::new(keyword.as_str()))
+        .collect();
+    let names = names.ok()?;
+    let end = [ptr::null()];
+    let keywords: Vec<_> = names.iter().map(|k| k.as_ptr()).chain(end).collect();
+    let values = parameters.iter().map(|(_, value)| value.as_ptr());
+    let values: Vec<_> = values.chain(end).collect();
+    // SAFETY: both arrays end with a null, and live until libpq has copied them.
+    NonNull::new(unsafe { (libpq().PQconnectStartParams)(keywords.as_ptr(), values.as_ptr(), 0) })
 }
 
 /// An open connection, closed when it is dropped, also while an error is on its way.
@@ -207,22 +277,12 @@ pub type Table = (Vec<String>, Vec<Vec<Option<String>>>);
 impl Connection {
     pub fn open(parameters: &Parameters, deadline: Instant) -> Result<Self, Failure> {
         let libpq = libpq();
-        let names: Result<Vec<_>, _> = parameters
-            .iter()
-            .map(|(keyword, _)| CString::new(keyword.as_str()))
-            .collect();
-        let names = names.map_err(|_| Failure::Lost("a keyword contains a NUL".into()))?;
-        let end = [ptr::null()];
-        let keywords: Vec<_> = names.iter().map(|k| k.as_ptr()).chain(end).collect();
-        let values = parameters.iter().map(|(_, value)| value.as_ptr());
-        let values: Vec<_> = values.chain(end).collect();
         let mut intake = Intake::new();
-        // SAFETY: both arrays end with a null, and live until libpq has copied them.
-        let raw = unsafe { (libpq.PQconnectStartParams)(keywords.as_ptr(), values.as_ptr(), 0) };
         let connection = Self {
-            raw: NonNull::new(raw).ok_or(Failure::Lost("out of memory".into()))?,
+            raw: start(parameters).ok_or(Failure::Lost("out of memory".into()))?,
             memory: intake.memory,
         };
+        let raw = connection.raw.as_ptr();
         // Whom it connects to, with which the message of a failure begins.
         let to_whom = connection.message();
         // SAFETY: a connection that is just being made.

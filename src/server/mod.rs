@@ -1,15 +1,18 @@
 //! The only code that touches the server: its shared memory, its functions, its SQL.
 #![allow(unsafe_code)]
 
+pub mod auto_conf;
 #[cfg(target_os = "linux")]
 mod client_process;
 pub mod clients;
 #[cfg_attr(not(target_os = "linux"), path = "connection_elsewhere.rs")]
 pub mod connection;
 mod conninfo;
+mod control_file;
 pub mod gate;
 pub mod hearing;
 mod libpq;
+mod lookup;
 pub mod process;
 pub mod record;
 pub mod report;
@@ -120,6 +123,11 @@ pub fn wal_level() -> WalLevel {
     } else {
         WalLevel::Minimal
     }
+}
+
+pub fn max_worker_processes() -> u32 {
+    // SAFETY: a setting that changes only when the server starts.
+    u32::try_from(unsafe { pg_sys::max_worker_processes }).unwrap_or(0)
 }
 
 /// Whether the current database's encoding is UTF-8, which Rust's strings are.

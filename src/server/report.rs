@@ -7,14 +7,48 @@ use pgrx::pg_sys::panic::ErrorReport;
 use pgrx::prelude::*;
 use pgrx::{function_name, pg_sys};
 
+use super::auto_conf::AutoConf;
+use crate::core::hint::Hint;
+
 /// A message in Postgres's own style: the message in lower case without a full stop, the detail
-/// and the hint whole sentences.
+/// whole sentences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     pub code: PgSqlErrorCode,
     pub message: String,
     pub detail: Option<String>,
-    pub hint: Option<String>,
+    pub hint: Option<NoticeHint>,
+}
+
+/// What stands in a message's HINT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoticeHint {
+    /// To be pasted, as what the views show.
+    Paste(Hint),
+    /// A sentence, as errors have it that the server itself raises in a session.
+    Sentence(&'static str),
+}
+
+impl Notice {
+    /// Its hint, if that can be pasted.
+    pub fn pasteable(&self) -> Option<Hint> {
+        match &self.hint {
+            Some(NoticeHint::Paste(hint)) => Some(hint.clone()),
+            Some(NoticeHint::Sentence(_)) | None => None,
+        }
+    }
+}
+
+impl From<&'static str> for NoticeHint {
+    fn from(sentence: &'static str) -> Self {
+        Self::Sentence(sentence)
+    }
+}
+
+impl From<Hint> for NoticeHint {
+    fn from(hint: Hint) -> Self {
+        Self::Paste(hint)
+    }
 }
 
 /// Makes errors the same whatever the environment that the server was started in.
@@ -58,7 +92,10 @@ fn report(notice: Notice, level: PgLogLevel) {
         report = report.set_detail(detail);
     }
     if let Some(hint) = notice.hint {
-        report = report.set_hint(hint);
+        report = report.set_hint(match hint {
+            NoticeHint::Paste(hint) => hint.given(&AutoConf).to_string(),
+            NoticeHint::Sentence(sentence) => sentence.to_owned(),
+        });
     }
     report.report(level);
 }

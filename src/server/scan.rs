@@ -2,18 +2,23 @@
 
 use std::collections::HashSet;
 use std::ffi::CStr;
+use std::time::{Duration, Instant};
 
 use pgrx::datum::DatumWithOid;
-use pgrx::pg_sys;
 use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
+use pgrx::{PgOid, pg_sys};
 
 use super::clients::Clients;
+use super::control_file;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
+use crate::core::locks::{self, LockWaiter};
 use crate::core::observation::{
-    ClientProcess, Observation, Role, Row, Running, Slot, Transaction, UnreadableRow, by_age,
+    ClientProcess, Observation, Pid, Role, Row, Running, Slot, Subscription, Transaction,
+    UnreadableRow, by_age,
 };
-use crate::core::replay::Conflict;
+use crate::core::pause::Pause;
+use crate::core::replay::{Conflict, Replay};
 use crate::core::xid::Xid;
 use crate::settings;
 
@@ -21,6 +26,15 @@ const SLOTS: &str = include_str!("../../sql/slots.sql");
 const TRANSACTIONS: &str = include_str!("../../sql/transactions.sql");
 const OWN_LIMITS: &str = include_str!("../../sql/own_limits.sql");
 const REPLAY: &str = include_str!("../../sql/replay.sql");
+const LOCK_HOLDERS: &str = include_str!("../../sql/lock_holders.sql");
+const SUBSCRIPTIONS: &str = include_str!("../../sql/subscriptions.sql");
+
+/// How long is not looked again at who waits for whom. A look takes the lock manager's own locks.
+const FOLLOWED_FOR: Duration = Duration::from_secs(1);
+const PAUSE: &str = include_str!("../../sql/pause.sql");
+
+/// Why replay is paused is told from files, which need not be read at every look.
+const PAUSE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Looks at the server again and again. The queries are planned once: with these views that takes
 /// longer than their execution.
@@ -30,8 +44,23 @@ pub struct Scanner {
     transactions: Option<OwnedPreparedStatement>,
     own_limits: Option<OwnedPreparedStatement>,
     replay: Option<OwnedPreparedStatement>,
+    lock_holders: Option<OwnedPreparedStatement>,
+    subscriptions: Option<OwnedPreparedStatement>,
+    /// While replay is paused.
+    pause: Option<(Instant, Pause)>,
     clients: Clients,
     conflict: Conflict,
+    followed: Option<Followed>,
+}
+
+/// `SubscriptionRelationId` (`pg_subscription.h`), which pgrx does not bind.
+const PG_SUBSCRIPTION: pg_sys::Oid = pg_sys::Oid::from_u32(6100);
+
+/// What a look at those in the way told, and when that was.
+struct Followed {
+    at: Instant,
+    waiters: Vec<LockWaiter>,
+    subscriptions: Vec<(Pid, Subscription)>,
 }
 
 impl Scanner {
@@ -67,14 +96,11 @@ impl Scanner {
                     let transactions = planned(&mut self.transactions, TRANSACTIONS)?;
                     (query(transactions, &[], own_transaction)?, None)
                 }
-                Role::Standby => {
-                    let replay = planned(&mut self.replay, REPLAY)?;
-                    let replay = query(replay, &[], |row| row.into_replay())?;
-                    (Vec::new(), replay.into_iter().next())
-                }
+                Role::Standby => (Vec::new(), self.look_at_replay()?),
             };
             let next = next_xid()?;
-            let (transactions, running) = by_age(transactions, next);
+            let (mut transactions, running) = by_age(transactions, next);
+            self.follow(&mut transactions)?;
             let running = match role {
                 Role::Primary => running,
                 Role::Standby => Running {
@@ -92,6 +118,86 @@ impl Scanner {
                 upstream: None,
             })
         })
+    }
+
+    /// Finds out whom transactions wait for that wait for a lock, and what those do that work for a
+    /// subscription.
+    fn follow(&mut self, transactions: &mut [Transaction]) -> Result<(), ScanError> {
+        let waiting = locks::waiting(transactions);
+        if waiting.is_empty() && !locks::has_subscribers(transactions, &[]) {
+            self.followed = None;
+            return Ok(());
+        }
+        let followed = self.followed.take();
+        let followed = match followed.filter(|followed| followed.at.elapsed() < FOLLOWED_FOR) {
+            Some(followed) => followed,
+            None => self.look_at_queues(&waiting, transactions)?,
+        };
+        let Followed {
+            waiters,
+            subscriptions,
+            ..
+        } = self.followed.insert(followed);
+        locks::name_subscribers(transactions, waiters, subscriptions);
+        locks::follow(transactions, waiters);
+        Ok(())
+    }
+
+    fn look_at_queues(
+        &mut self,
+        waiting: &[Pid],
+        transactions: &[Transaction],
+    ) -> Result<Followed, ScanError> {
+        let waiters = if waiting.is_empty() {
+            Vec::new()
+        } else {
+            let lock_holders = planned_with(
+                &mut self.lock_holders,
+                LOCK_HOLDERS,
+                &[PgOid::from(pg_sys::INT4ARRAYOID)],
+            )?;
+            let pids: Vec<i32> = waiting.iter().map(|pid| pid.get()).collect();
+            // SAFETY: int4[] is what these are turned into.
+            let arguments = unsafe { [DatumWithOid::new(pids, pg_sys::INT4ARRAYOID)] };
+            query(lock_holders, &arguments, |row| row.into_lock_waiter())?
+        };
+        let subscriptions =
+            if locks::has_subscribers(transactions, &waiters) && lock_subscriptions() {
+                let subscriptions = planned(&mut self.subscriptions, SUBSCRIPTIONS)?;
+                query(subscriptions, &[], |row| row.into_subscription())?
+            } else {
+                Vec::new()
+            };
+        Ok(Followed {
+            at: Instant::now(),
+            waiters,
+            subscriptions,
+        })
+    }
+
+    fn look_at_replay(&mut self) -> Result<Option<Replay>, ScanError> {
+        let replay = planned(&mut self.replay, REPLAY)?;
+        let mut replay = query(replay, &[], |row| row.into_replay())?
+            .into_iter()
+            .next();
+        match replay.as_mut().and_then(|replay| replay.pause.as_mut()) {
+            Some(pause) => *pause = self.look_up_pause()?,
+            None => self.pause = None,
+        }
+        Ok(replay)
+    }
+
+    fn look_up_pause(&mut self) -> Result<Pause, ScanError> {
+        match &self.pause {
+            Some((at, pause)) if at.elapsed() < PAUSE_INTERVAL => Ok(pause.clone()),
+            Some(_) | None => {
+                let here = query(PAUSE, &[], |row| row.into_setting_here())?;
+                let primary = control_file::primary_capacities();
+                let pause = Pause::of(&here, primary.as_ref());
+                self.pause = Some((Instant::now(), pause.clone()));
+                Ok(pause)
+            }
+        }
     }
 
     fn look_up_limits(&mut self, slots: &mut [Slot]) -> Result<(), ScanError> {
@@ -119,10 +225,19 @@ fn planned<'a>(
     plan: &'a mut Option<OwnedPreparedStatement>,
     sql: &str,
 ) -> Result<&'a OwnedPreparedStatement, ScanError> {
+    planned_with(plan, sql, &[])
+}
+
+/// The same of a query with arguments of these types.
+fn planned_with<'a>(
+    plan: &'a mut Option<OwnedPreparedStatement>,
+    sql: &str,
+    types: &[PgOid],
+) -> Result<&'a OwnedPreparedStatement, ScanError> {
     match plan {
         Some(plan) => Ok(plan),
         None => {
-            let prepared = Spi::connect(|client| Ok(client.prepare(sql, &[])?.keep()));
+            let prepared = Spi::connect(|client| Ok(client.prepare(sql, types)?.keep()));
             Ok(plan.insert(prepared.map_err(ScanError::Spi)?))
         }
     }
@@ -145,6 +260,14 @@ fn own_transaction(row: Row<'_>) -> Result<Transaction, UnreadableRow> {
         client_process: ClientProcess::NotLookedUp,
         ..transaction
     })
+}
+
+/// Whether the catalog of subscriptions can be read without waiting. Their names are not worth
+/// that.
+fn lock_subscriptions() -> bool {
+    let share = pg_sys::AccessShareLock.cast_signed();
+    // SAFETY: in a transaction, at whose end the lock goes.
+    unsafe { pg_sys::ConditionalLockRelationOid(PG_SUBSCRIPTION, share) }
 }
 
 fn next_xid() -> Result<Xid, ScanError> {

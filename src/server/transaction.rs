@@ -7,6 +7,7 @@ use pgrx::prelude::*;
 use pgrx::{PgTryBuilder, pg_sys};
 
 use super::report::Notice;
+use crate::core::hint::{Comment, Hint};
 
 /// Runs `body` in a transaction of its own, and commits.
 ///
@@ -57,7 +58,10 @@ fn notice_of(error: CaughtError) -> Notice {
         code: report.sql_error_code(),
         message: report.message().to_owned(),
         detail: report.detail().map(str::to_owned),
-        hint: report.hint().map(str::to_owned),
+        // Postgres's own, or another extension's.
+        hint: report
+            .hint()
+            .map(|hint| Hint::say(Comment::new(hint)).into()),
     }
 }
 

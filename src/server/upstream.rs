@@ -18,7 +18,8 @@ use super::libpq::{Connection, Failure, Table};
 use super::process;
 use crate::core::guard::{Standing, Verdict};
 use crate::core::hint::{Identifier, sql};
-use crate::core::observation::{Row, Running, Transaction, UnreadableRow, by_age};
+use crate::core::locks;
+use crate::core::observation::{Pid, Row, Running, Transaction, UnreadableRow, by_age};
 use crate::core::policy::BlockerRule;
 use crate::core::time::Timestamp;
 use crate::core::upstream::{
@@ -58,6 +59,8 @@ const QUERY: &str = "t.query";
 
 /// See [`Failure::TooMuch`].
 const TOO_MUCH: &str = "much more than was asked for";
+const LOCK_HOLDERS: &str = include_str!("../../sql/lock_holders.sql");
+const SUBSCRIPTIONS: &str = include_str!("../../sql/subscriptions.sql");
 
 /// What the upstream is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -380,7 +383,8 @@ impl Upstream {
             (Vec::new(), None)
         } else {
             let transactions = self.query(&TRANSACTIONS, |row| row.into_transaction(), call)?;
-            let (transactions, running) = by_age(transactions, introduction.next_xid);
+            let (mut transactions, running) = by_age(transactions, introduction.next_xid);
+            self.follow(&mut transactions, call)?;
             (transactions, Some(running))
         };
         Ok(Look {
@@ -392,6 +396,27 @@ impl Upstream {
             position: introduction.position,
             slots: self.query(REMOTE_SLOTS, |row| row.into_remote_slot(), call)?,
         })
+    }
+
+    /// As the scan does on a primary, if more seldom: the upstream is asked once a second at most.
+    fn follow(&mut self, transactions: &mut [Transaction], call: &Call) -> Result<(), Setback> {
+        let waiting: Vec<String> = locks::waiting(transactions)
+            .iter()
+            .map(Pid::to_string)
+            .collect();
+        let mut waiters = if waiting.is_empty() {
+            Vec::new()
+        } else {
+            let pids = format!("'{{{}}}'", waiting.join(","));
+            let sql = LOCK_HOLDERS.replace("$1::", &format!("{pids}::"));
+            self.query(&sql, |row| row.into_lock_waiter(), call)?
+        };
+        if locks::has_subscribers(transactions, &waiters) {
+            let subscriptions = self.query(SUBSCRIPTIONS, |row| row.into_subscription(), call)?;
+            locks::name_subscribers(transactions, &mut waiters, &subscriptions);
+        }
+        locks::follow(transactions, &waiters);
+        Ok(())
     }
 
     /// Has the upstream write a record.
@@ -591,6 +616,6 @@ mod tests {
     fn the_queries_of_transactions_are_bounded() {
         let file = include_str!("../../sql/transactions.sql");
         assert_eq!(file.matches(QUERY).count(), 1);
-        assert!(TRANSACTIONS.contains("THEN t.query END AS query\n"));
+        assert!(TRANSACTIONS.contains("THEN t.query END AS query"));
     }
 }

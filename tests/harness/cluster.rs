@@ -6,7 +6,6 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs,
-    io::{Seek, Write},
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command},
@@ -56,6 +55,7 @@ pub struct Setup {
     major: Major,
     preload: bool,
     conf: String,
+    arguments: Vec<String>,
     template: Template,
     upstream_role: String,
     environment: Vec<(String, String)>,
@@ -77,6 +77,7 @@ impl Setup {
             major,
             preload: true,
             conf: String::new(),
+            arguments: Vec::new(),
             template: Template::Usual,
             upstream_role: "postgres".to_owned(),
             environment: Vec::new(),
@@ -94,6 +95,12 @@ impl Setup {
     /// A line for postgresql.conf; the last one of a name counts.
     pub fn conf(mut self, line: &str) -> Setup {
         let _ = writeln!(self.conf, "{line}");
+        self
+    }
+
+    /// For the postmaster's command line, where a setting overrides all files.
+    pub fn argument(mut self, argument: &str) -> Setup {
+        self.arguments.push(argument.to_owned());
         self
     }
 
@@ -131,8 +138,8 @@ impl Setup {
         self
     }
 
-    /// The server's processes look the name `slow.invalid` up for a minute; see
-    /// `fixtures/slow_lookup.c`.
+    /// The server's processes look the name `slow.invalid` up for a minute, and
+    /// `moving.invalid` in a file; see `fixtures/slow_lookup.c`.
     #[track_caller]
     pub fn slow_name_lookup(self) -> Setup {
         let mut pg_config = command(&self.major.program("pg_config"));
@@ -230,6 +237,7 @@ fn append(path: &Path, text: &str) {
 pub struct Cluster {
     major: Major,
     dir: TempDir,
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
     stack_limit: Option<u64>,
     network: Option<Network>,
@@ -269,6 +277,7 @@ impl Cluster {
         let mut cluster = Cluster {
             major,
             dir,
+            arguments: setup.arguments,
             environment: setup.environment,
             stack_limit: setup.stack_limit,
             network: setup.network,
@@ -306,6 +315,7 @@ impl Cluster {
             .arg("-k")
             .arg(self.dir.path())
             .args(["-p", &self.port.to_string()])
+            .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -440,21 +450,17 @@ impl Cluster {
         self.observe(|session| session.rows(sql))
     }
 
-    /// Pastes SQL into psql, as an operator does; what psql prints.
+    /// Pastes a hint as one string, which a driver or a window for queries sends
+    /// as it is, in one implicit transaction; what psql prints.
     #[track_caller]
-    pub fn paste(&self, database: &str, sql: &str) -> String {
+    pub fn paste_as_one(&self, database: &str, hint: &str) -> String {
         let mut psql = self.client("psql");
         psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
             .args(["--host", self.login().host(), "--username=postgres"])
             .arg(format!("--port={}", self.port))
+            .args(["--command", hint])
             // else psql would take a name with '=' for a connection string
             .env("PGDATABASE", database);
-        let mut input = tempfile::tempfile_in(self.dir()).expect("the directory is ours");
-        input
-            .write_all(format!("{sql}\n").as_bytes())
-            .and_then(|()| input.rewind())
-            .expect("a file takes it");
-        psql.stdin(input);
         output_of(psql)
     }
 

@@ -30,7 +30,7 @@ pub use major::Major;
 pub use network::{DeadEnd, Proxy};
 pub use process::{Pid, Process, Signal, output_of};
 pub use session::{Login, Running, Session, SqlError};
-pub use status::{BlockerRow, Finished, Status, Worker, statements};
+pub use status::{BlockerRow, Finished, Status, Worker, runs, statements};
 pub use tablesync::Tablesync;
 pub use wait::{PATIENCE, for_a_while, wait_for, wait_until};
 pub use wal::Lsn;

@@ -55,6 +55,23 @@ impl Pid {
         Path::new("/proc").join(self.to_string()).exists()
     }
 
+    #[track_caller]
+    pub fn threads(self) -> usize {
+        let path = Path::new("/proc").join(self.to_string()).join("task");
+        fs::read_dir(&path)
+            .unwrap_or_else(|e| panic!("could not read {}: {e}", path.display()))
+            .count()
+    }
+
+    /// Processes of the group that this one leads or led, itself left out.
+    pub fn others_of_group(self) -> Vec<Pid> {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        pids.map(Pid)
+            .filter(|pid| *pid != self && unsafe { libc::getpgid(pid.0) } == self.0)
+            .collect()
+    }
+
     /// The most memory it ever had, shared memory that it touched included, in
     /// bytes.
     #[track_caller]

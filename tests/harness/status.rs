@@ -44,6 +44,8 @@ pub struct BlockerRow {
     pub query: Option<String>,
     pub is_creator_peer: Option<bool>,
     pub client_gone: Option<bool>,
+    pub backend_type: Option<String>,
+    pub waits_for: Vec<Pid>,
 }
 
 /// An xid has no JSON type of its own: take both ways to write it.
@@ -116,6 +118,11 @@ pub struct Worker {
     pub last_error: Option<String>,
     pub last_error_at: Option<String>,
     pub hint: Option<String>,
+}
+
+/// Whether a hint does anything where it is pasted: it has more than comments.
+pub fn runs(hint: &str) -> bool {
+    hint.lines().any(|line| !line.starts_with("--"))
 }
 
 /// The statements in a hint that an operator would paste, each from its verb

@@ -10,7 +10,7 @@ use crate::{
 /// It comes in two steps, because whatever blocks the worker's slot would block
 /// the subscription's as well.
 pub struct Tablesync {
-    /// It has no extension. Its subscription is `copying`. DISABLE leaves the
+    /// It has no extension, unless it was set up with it. Its subscription is `copying`. DISABLE leaves the
     /// worker where it is: in the middle of a command to the publisher it looks
     /// at nothing but interrupts (`libpqrcv_PQgetResult`). DROP ends it.
     pub subscriber: Cluster,
@@ -22,8 +22,14 @@ impl Tablesync {
     pub fn prepare(publisher: &Cluster) -> Tablesync {
         let subscriber = Setup::new(publisher.major())
             .without_extension()
-            .network_of(publisher)
-            .start();
+            .network_of(publisher);
+        Tablesync::prepare_with(publisher, subscriber)
+    }
+
+    /// The same, with a subscriber that may have the extension.
+    #[track_caller]
+    pub fn prepare_with(publisher: &Cluster, subscriber: Setup) -> Tablesync {
+        let subscriber = subscriber.start();
         publisher.run("CREATE TABLE copied (id int)");
         publisher.run("CREATE PUBLICATION copying");
         subscriber.run("CREATE TABLE copied (id int)");

@@ -10,6 +10,7 @@ use harness::{
 use crate::{
     Major,
     limits::{LOG_CODES, SLOT, check_cancelled, check_untouched},
+    pasted::load_as_told,
     with_extension,
 };
 
@@ -399,8 +400,14 @@ fn not_to_be_cancelled(major: Major) {
     let (cluster, blocking, status) = left_alone(major);
     let creator = status.creator_pid.unwrap();
     let cancel = &statements(status.hint())[0];
-    assert_eq!(*cancel, format!("SELECT pg_cancel_backend({creator});"));
-    cluster.paste("postgres", cancel);
+    assert!(
+        cancel.starts_with(&format!(
+            "SELECT pg_cancel_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
+             '{SLOT}' AND restart_lsn = '"
+        )) && cancel.ends_with(&format!(" AND active_pid = {creator};")),
+        "{cancel}"
+    );
+    cluster.paste_as_one("postgres", status.hint());
     let finished = cluster.wait_for_end_of(SLOT);
     assert_eq!(finished.outcome, "gone");
     assert!(cluster.status(SLOT).is_none());
@@ -410,13 +417,13 @@ fn not_to_be_cancelled(major: Major) {
 
 fn to_be_cancelled_from_now_on(major: Major) {
     let (cluster, blocking, status) = left_alone(major);
-    let statements = statements(status.hint());
-    let setting = &statements[1..].join(" ");
+    let setting = &statements(status.hint())[1];
     assert_eq!(
         *setting,
-        format!("ALTER SYSTEM SET {CANCEL_ABANDONED} = on; SELECT pg_reload_conf();")
+        format!("ALTER SYSTEM SET {CANCEL_ABANDONED} = on;")
     );
-    cluster.paste("postgres", setting);
+    cluster.paste_as_one("postgres", setting);
+    load_as_told(&cluster, SLOT, CANCEL_ABANDONED);
     check_cancelled(&cluster, &status, CANCEL_ABANDONED);
     check_untouched(&cluster, blocking);
 }

@@ -29,14 +29,20 @@ fn each_does_its_own(major: Major) {
     cluster.run("CREATE ROLE watchman LOGIN");
     cluster.run("CREATE ROLE patient LOGIN REPLICATION");
     cluster.run("ALTER ROLE patient SET slot_self_heal.max_retained_wal = -1");
-    let Crowd {
-        mut ordinary,
-        guarded,
-    } = Crowd::gather(&cluster);
+    let mut ordinary = gather(&cluster, ordinary);
 
     let mut by_walsender: Vec<Creation> = (0..CREATIONS)
         .map(|n| Creator::Walsender.start(&cluster, &format!("impatient_{n}")))
         .collect();
+    cluster.wait_until_sql(
+        "all of these to wait",
+        &format!(
+            "(SELECT count(*) = {CREATIONS} FROM slot_self_heal_status \
+             WHERE state = 'waiting_for_transactions')"
+        ),
+    );
+    // For those that begin now, the end of the others alone would be in vain.
+    let guarded = gather(&cluster, guarded);
     let mut by_function: Vec<Running> = (0..CREATIONS)
         .map(|n| create_as_patient(&cluster, &format!("patient_{n}")))
         .collect();
@@ -69,32 +75,27 @@ fn each_does_its_own(major: Major) {
     assert_eq!(told, ordinary.len());
 }
 
-/// Everybody who blocks.
-struct Crowd {
-    ordinary: Vec<Blocking>,
-    guarded: Vec<Blocking>,
+#[track_caller]
+fn gather<const N: usize>(
+    cluster: &Cluster,
+    some: fn(&Cluster, usize) -> [Blocking; N],
+) -> Vec<Blocking> {
+    (0..EACH).flat_map(|n| some(cluster, n)).collect()
 }
 
-impl Crowd {
-    #[track_caller]
-    fn gather(cluster: &Cluster) -> Crowd {
-        let app = app(cluster);
-        let watchman = app.clone().role("watchman");
-        let superuser = app.clone().role("postgres");
-        let mut crowd = Crowd {
-            ordinary: Vec::new(),
-            guarded: Vec::new(),
-        };
-        for n in 0..EACH {
-            let idle = Blocker::IdleInTransaction;
-            crowd.ordinary.push(idle.start_as(cluster, &app));
-            crowd.ordinary.push(Blocker::Active.start_as(cluster, &app));
-            crowd.guarded.push(idle.start_as(cluster, &superuser));
-            crowd.guarded.push(idle.start_as(cluster, &watchman));
-            crowd.guarded.push(prepare(cluster, n));
-        }
-        crowd
-    }
+fn ordinary(cluster: &Cluster, _: usize) -> [Blocking; 2] {
+    [Blocker::IdleInTransaction, Blocker::Active]
+        .map(|blocker| blocker.start_as(cluster, &app(cluster)))
+}
+
+fn guarded(cluster: &Cluster, n: usize) -> [Blocking; 3] {
+    let as_role = |role| app(cluster).role(role);
+    let idle = Blocker::IdleInTransaction;
+    [
+        idle.start_as(cluster, &as_role("postgres")),
+        idle.start_as(cluster, &as_role("watchman")),
+        prepare(cluster, n),
+    ]
 }
 
 #[track_caller]

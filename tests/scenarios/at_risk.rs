@@ -6,7 +6,7 @@ use harness::{
     statements, wait_for,
 };
 
-use crate::{Major, limits::write_wal, with_extension};
+use crate::{Major, limits::write_wal, pasted::load_as_told, with_extension};
 
 const SLOT: &str = "cdc_slot";
 const USED: &str = "used_slot";
@@ -73,15 +73,22 @@ fn check_when(status: &Status) {
     );
 }
 
-/// The statement in a hint that gives a slot time, the reload included.
+const ROOM: &str = "max_slot_wal_keep_size";
+
+/// The statement in a hint that gives a slot time.
 #[track_caller]
 fn more_room(hint: &str) -> String {
-    let statements = statements(hint);
-    let first = statements
-        .iter()
-        .position(|statement| statement.starts_with("ALTER SYSTEM SET max_slot_wal_keep_size"));
-    let first = first.unwrap_or_else(|| panic!("no room is given: {hint}"));
-    statements[first..].join(" ")
+    let sets = format!("ALTER SYSTEM SET {ROOM}");
+    let mut statements = statements(hint).into_iter();
+    let found = statements.find(|statement| statement.starts_with(&sets));
+    found.unwrap_or_else(|| panic!("no room is given: {hint}"))
+}
+
+/// Copies it out of the hint, and does what the next one says.
+#[track_caller]
+fn give_room(cluster: &Cluster, status: &Status) {
+    cluster.paste_as_one("postgres", &more_room(status.hint()));
+    load_as_told(cluster, SLOT, ROOM);
 }
 
 fn being_built(major: Major) {
@@ -94,7 +101,7 @@ fn being_built(major: Major) {
     check_when(&status);
     more_room(status.hint());
 
-    cluster.paste("postgres", status.hint());
+    cluster.paste_as_one("postgres", status.hint());
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
     drop(blocking);
@@ -162,12 +169,15 @@ fn used_and_held_back_as_well(major: Major) {
         status.detail().contains(&format!("pid {pid} ")),
         "{status:#?}"
     );
-    let terminate = format!("SELECT pg_terminate_backend({pid});");
+    let terminate = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = '{}';",
+        blocking.xid
+    );
     assert_eq!(statements(status.hint())[0], terminate);
     more_room(status.hint());
     let before = status.retained_wal;
 
-    cluster.paste("postgres", &terminate);
+    cluster.paste_as_one("postgres", &terminate);
     creation.finish().unwrap();
     wait_for("the used slot to let WAL go", PATIENCE, || {
         cluster.run("SELECT slot_self_heal_nudge()");
@@ -200,11 +210,15 @@ fn without_a_consumer(major: Major) {
     );
     assert!(!status.hint().contains("_backend("), "{status:#?}");
     let first = &statements(status.hint())[0];
-    assert_eq!(
-        *first,
-        format!("SELECT pg_drop_replication_slot('{USED}');")
+    let drop = format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = \
+         '{USED}' AND restart_lsn = '"
     );
-    cluster.paste("postgres", status.hint());
+    assert!(
+        first.starts_with(&drop) && first.ends_with("' AND NOT active;"),
+        "{first}"
+    );
+    cluster.paste_as_one("postgres", status.hint());
     assert!(cluster.status(USED).is_none());
     blocking.commit();
     creation.finish().unwrap();
@@ -221,7 +235,7 @@ fn at_the_next_checkpoint(major: Major) {
             .contains("The next checkpoint may take the slot away")
     });
     assert!(status.safe_wal_size.unwrap() <= 0, "{status:#?}");
-    cluster.paste("postgres", &more_room(status.hint()));
+    give_room(&cluster, &status);
     cluster.wait_for_status(SLOT, "room again", |status| {
         status.safe_wal_size.unwrap() > (KEEP - 4) << 20
     });
@@ -237,7 +251,7 @@ fn time_given(major: Major) {
     let (blocking, mut creation) = create(&cluster);
     write_wal(&cluster, 2);
     let status = wait_until_at_risk(&cluster, SLOT);
-    cluster.paste("postgres", &more_room(status.hint()));
+    give_room(&cluster, &status);
     cluster.wait_until_sql(
         "the setting",
         &format!(

@@ -7,7 +7,7 @@ use std::{
 
 use harness::{
     Blocker, Blocking, Cluster, Creator, Login, PATIENCE, Process, Session, Setup, SqlError,
-    for_a_while, psql, wait_for, wait_until,
+    for_a_while, psql, runs, statements, wait_for, wait_until,
 };
 
 use crate::{Major, primary, with_extension, worker::renew_worker};
@@ -107,8 +107,19 @@ pub(crate) fn check_terminated(cluster: &Cluster, blocking: &mut Blocking) {
 #[track_caller]
 pub(crate) fn end_by_hint(cluster: &Cluster) {
     let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
-    cluster.paste("postgres", status.hint());
+    paste_to_end("postgres", cluster, status.hint());
     cluster.wait_for_state(SLOT, "ready");
+}
+
+/// Pastes a hint; one that leaves it to the operator whether the blocker is to
+/// be ended does nothing, and its statement is copied out of its comment.
+#[track_caller]
+pub(crate) fn paste_to_end(database: &str, cluster: &Cluster, hint: &str) {
+    cluster.paste_as_one(database, hint);
+    if !runs(hint) {
+        let statement = &statements(hint)[0];
+        cluster.paste_as_one(database, statement);
+    }
 }
 
 fn terminate(major: Major) {
@@ -566,7 +577,8 @@ fn blocker_without_a_client(major: Major) {
     let is_gone = |gone: bool| {
         cluster.wait_for_status(SLOT, "its client", |status| {
             let blocker = status.blockers.first();
-            blocker.is_some_and(|blocker| blocker.client_gone == Some(gone))
+            let said = status.detail().contains("for a client that is gone");
+            said == gone && blocker.is_some_and(|blocker| blocker.client_gone == Some(gone))
         })
     };
     is_gone(false);

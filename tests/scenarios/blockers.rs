@@ -1,9 +1,11 @@
 //! Each creator behind each kind of blocker: the view names the blocker, and
 //! its hint, pasted, makes the slot ready.
 
-use harness::{Blocker, BlockerRow, Blocking, Cluster, Creator, Major, Setup, Status, statements};
+use harness::{
+    Blocker, BlockerRow, Blocking, Cluster, Creator, Major, Setup, Status, runs, statements,
+};
 
-use crate::with_extension;
+use crate::{blocker_action::paste_to_end, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
@@ -23,7 +25,7 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
         assert!(detail.contains("idle in transaction"), "detail: {detail}");
     }
 
-    cluster.paste("postgres", status.hint());
+    end_as_told(&cluster, blocker, &blocking, &status);
     let status = cluster.wait_for_state(SLOT, "ready");
     assert!(status.blockers.is_empty(), "{status:#?}");
     assert_eq!(status.creation_started, None);
@@ -68,22 +70,76 @@ pub(crate) fn wait_until_named(
         .find(|row| row.xid == blocking.xid)
         .expect("waited for");
     check_blocker(blocker, blocking, row);
-    check_remedy(blocking, &status);
+    check_remedy(blocker, blocking, &status);
     status
 }
 
-/// The hint's first statement ends the blocker.
-fn check_remedy(blocking: &Blocking, status: &Status) {
+/// Pastes the hint. What it leaves alone is ended otherwise.
+#[track_caller]
+pub(crate) fn end_as_told(
+    cluster: &Cluster,
+    blocker: Blocker,
+    blocking: &Blocking,
+    status: &Status,
+) {
+    match blocker {
+        Blocker::WraparoundAutovacuum => {
+            cluster.paste_as_one("postgres", status.hint());
+            assert!(blocking.goes_on(cluster), "it was ended");
+            // it starts again, and has then less to do
+            cluster.set("autovacuum", "off");
+            cancel_autovacuum(cluster, blocking);
+        }
+        Blocker::IdleInTransaction
+        | Blocker::Active
+        | Blocker::AbortedWithSavepoint
+        | Blocker::Prepared
+        | Blocker::Autovacuum
+        | Blocker::AnotherDatabase
+        | Blocker::BackgroundWorker
+        | Blocker::Walsender => paste_to_end(&blocking.database, cluster, status.hint()),
+    }
+}
+
+#[track_caller]
+pub(crate) fn cancel_autovacuum(cluster: &Cluster, blocking: &Blocking) {
+    let pid = blocking.pid.expect("it is a process");
+    cluster.run(&format!("SELECT pg_cancel_backend({pid})"));
+}
+
+/// The hint's first statement ends the blocker, and nobody else.
+fn check_remedy(blocker: Blocker, blocking: &Blocking, status: &Status) {
     let hint = status.hint();
+    let runs_something = match blocker {
+        Blocker::WraparoundAutovacuum => {
+            assert!(hint.contains("let it finish"), "hint: {hint}");
+            assert!(!runs(hint) && statements(hint).is_empty(), "hint: {hint}");
+            return;
+        }
+        Blocker::BackgroundWorker => false,
+        Blocker::IdleInTransaction
+        | Blocker::Active
+        | Blocker::AbortedWithSavepoint
+        | Blocker::Prepared
+        | Blocker::Autovacuum
+        | Blocker::AnotherDatabase
+        | Blocker::Walsender => true,
+    };
+    assert_eq!(runs(hint), runs_something, "hint: {hint}");
     let statement = statements(hint)
         .into_iter()
         .next()
         .unwrap_or_else(|| panic!("no statement to paste in the hint: {hint}"));
     match blocking.pid {
         Some(pid) => {
-            let cancel = format!("SELECT pg_cancel_backend({pid});");
-            let terminate = format!("SELECT pg_terminate_backend({pid});");
+            let of_xid = format!(
+                "(pid) FROM pg_stat_activity WHERE backend_xid = '{}';",
+                blocking.xid
+            );
+            let cancel = format!("SELECT pg_cancel_backend{of_xid}");
+            let terminate = format!("SELECT pg_terminate_backend{of_xid}");
             assert!([cancel, terminate].contains(&statement), "hint: {hint}");
+            assert!(hint.contains(&format!("pid {pid}")), "hint: {hint}");
         }
         None => assert_eq!(statement, "ROLLBACK PREPARED 'it''s prepared';"),
     }

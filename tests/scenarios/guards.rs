@@ -2,7 +2,7 @@
 //! would let the session be ended, as that of somebody beside it is.
 
 use harness::{
-    Blocker, Blocking, Cluster, Creation, Creator, Login, Setup, for_a_while, statements,
+    Blocker, Blocking, Cluster, Creation, Creator, Login, Setup, for_a_while, runs, statements,
 };
 
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     blocker_action::{
         acting_primary, app, cancelling, check_nobody_was_told, check_terminated, sparing,
     },
+    blockers::cancel_autovacuum,
 };
 
 const SLOT: &str = "cdc_slot";
@@ -400,6 +401,9 @@ fn wraparound(major: Major) {
     let guarded = Blocker::WraparoundAutovacuum.start(&cluster);
     let reason = "it is an autovacuum to prevent wraparound";
     let creation = spared(&cluster, &guarded, reason);
+    let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    assert!(!runs(status.hint()), "{status:#?}");
     cluster.set("autovacuum", "off");
-    creation.end_guarded(&cluster, &guarded);
+    cancel_autovacuum(&cluster, &guarded);
+    creation.ends(&cluster);
 }

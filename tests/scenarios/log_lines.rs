@@ -1,7 +1,7 @@
 //! The log: said when it begins, when it changes and when it ends; not each
 //! tick.
 
-use harness::{Blocker, Creator, for_a_while};
+use harness::{Blocker, Blocking, Creator, for_a_while};
 
 use crate::{Major, primary};
 
@@ -25,6 +25,13 @@ fn is_ready(line: &&String) -> bool {
     ))
 }
 
+fn terminate(blocking: &Blocking) -> String {
+    format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = '{}';",
+        blocking.xid
+    )
+}
+
 fn a_creation_that_waits(major: Major) {
     let cluster = primary(major);
     let blocking = Blocker::IdleInTransaction.start(&cluster);
@@ -40,10 +47,7 @@ fn a_creation_that_waits(major: Major) {
             .any(|line| line.contains(label) && line.contains(text))
     };
     assert!(has("DETAIL:", &pid.to_string()), "{lines:#?}");
-    assert!(
-        has("HINT:", &format!("SELECT pg_terminate_backend({pid});")),
-        "{lines:#?}"
-    );
+    assert!(has("HINT:", &terminate(&blocking)), "{lines:#?}");
 
     blocking.commit();
     creation.finish().unwrap();
@@ -64,9 +68,8 @@ fn blockers_that_change(major: Major) {
     cluster.wait_for_status(SLOT, "the second blocker alone", |status| {
         status.blocker_pids() == [second.pid]
     });
-    let pid = second.pid.unwrap();
     // later than the view: the log says a change once a second at most
-    cluster.wait_for_log(&format!("SELECT pg_terminate_backend({pid});"));
+    cluster.wait_for_log(&terminate(&second));
     second.commit();
     creation.finish().unwrap();
     cluster.wait_for_log(&format!("logical replication slot \"{SLOT}\" is ready"));

@@ -116,6 +116,7 @@ mod limits;
 mod log_lines;
 mod many_slots;
 mod memory;
+mod pasted;
 mod peers;
 mod privileges;
 mod record;

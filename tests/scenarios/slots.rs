@@ -51,9 +51,10 @@ fn lost(major: Major) {
     assert_eq!(status.wal_status.as_deref(), Some("lost"));
     assert!(status.detail.is_some(), "{status:#?}");
     assert!(
-        status
-            .hint()
-            .contains("pg_drop_replication_slot('lost_slot')"),
+        status.hint().starts_with(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
+                 slot_name = 'lost_slot' AND wal_status = 'lost' AND NOT active;"
+        ),
         "{status:#?}"
     );
 }
@@ -90,10 +91,13 @@ fn left_behind(major: Major) {
     let status = left("busy in a transaction of its own");
     let hint = status.hint();
     assert!(
-        hint.starts_with(&format!("SELECT pg_terminate_backend({holder});")),
+        hint.starts_with(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = \
+             'left_slot' AND restart_lsn = '"
+        ) && hint.contains(&format!(" AND active_pid = {holder};")),
         "hint: {hint}"
     );
-    cluster.paste("postgres", hint);
+    cluster.paste_as_one("postgres", hint);
     busy.result().expect_err("its session was ended");
     wait_until("the slot to go", PATIENCE, || {
         cluster.status("left_slot").is_none()

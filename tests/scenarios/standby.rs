@@ -15,6 +15,7 @@ mod idle;
 mod limits;
 mod network;
 mod old_major;
+mod pauses;
 mod records;
 mod replay;
 mod secrets;

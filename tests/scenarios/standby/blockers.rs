@@ -5,7 +5,7 @@ use harness::{Blocker, Blocking, Creator, Setup, Status, for_a_while};
 use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
-    blockers::{primary_for, wait_until_named},
+    blockers::{end_as_told, primary_for, wait_until_named},
     primary,
 };
 
@@ -43,7 +43,7 @@ fn named_and_ended(creator: Creator, blocker: Blocker, major: Major) {
     check_hint(status.hint());
     assert!(status.hint().contains("primary"), "{status:#?}");
 
-    pair.primary.paste(&blocking.database, status.hint());
+    end_as_told(&pair.primary, blocker, &blocking, &status);
     let status = pair.finish(&mut creation);
     assert!(status.blockers.is_empty(), "{status:#?}");
     assert_eq!(status.hint, None);
@@ -200,7 +200,7 @@ fn names_that_would_like_to_be_run(major: Major) {
         .wait_for_state(SLOT, "waiting_for_transactions");
     assert_eq!(status.blockers[0].gid.as_deref(), Some(gid));
     assert_eq!(status.blockers[0].database.as_deref(), Some(database));
-    let printed = pair.primary.paste(database, status.hint());
+    let printed = pair.primary.paste_as_one(database, status.hint());
     assert_eq!(printed, "ROLLBACK PREPARED\n");
     pair.finish(&mut creation);
 }
@@ -237,7 +237,11 @@ fn without_pg_read_all_stats(major: Major) {
             .contains("GRANT pg_read_all_stats TO replicator;"),
         "{status:#?}"
     );
-    let remedy = format!("SELECT pg_terminate_backend({});", session.pid());
+    let remedy = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_xid = '{}' AND \
+         backend_type = 'client backend';",
+        row.xid
+    );
     assert!(status.hint().contains(&remedy), "{status:#?}");
 
     pair.primary.run("GRANT pg_read_all_stats TO replicator");

@@ -43,7 +43,7 @@ fn ends_by_its_hint(pair: &Pair, status: &Status) {
     pair.check_that_no_record_is_written();
     assert_eq!(pair.standby.status(SLOT).unwrap().state, "blocking_replay");
 
-    pair.standby.paste("postgres", hint);
+    pair.standby.paste_as_one("postgres", hint);
     wait_until("the slot to leave the view", PATIENCE, || {
         pair.standby.status(SLOT).is_none()
     });

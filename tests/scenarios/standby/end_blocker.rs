@@ -144,7 +144,7 @@ fn is_over(pair: &Pair, mut creation: Creation) {
         .standby
         .wait_for_state(SLOT, "waiting_for_transactions");
     check_hint(status.hint());
-    pair.primary.paste("postgres", status.hint());
+    pair.primary.paste_as_one("postgres", status.hint());
     pair.finish(&mut creation);
 }
 
@@ -168,7 +168,7 @@ fn from_no_right_to_the_end(major: Major) {
     });
     let (_, hint) = hint.unwrap_or_else(|| panic!("no hint: {lines:#?}"));
     check_hint(hint);
-    pair.primary.paste("postgres", hint);
+    pair.primary.paste_as_one("postgres", hint);
 
     let refused = "on the primary, slot_self_heal.blocker_action is report";
     pair.standby
@@ -214,7 +214,7 @@ fn right_in_a_schema_of_its_own(major: Major) {
             .filter(|(_, hint)| hint.contains("GRANT "))
     });
     let (_, hint) = hint.unwrap_or_else(|| panic!("no hint: {lines:#?}"));
-    pair.primary.paste("postgres", hint);
+    pair.primary.paste_as_one("postgres", hint);
     pair.finish(&mut creation);
     is_ended(&pair, &mut blocking);
 }
@@ -364,7 +364,7 @@ fn prepared_is_not_asked_about(major: Major) {
 fn without_the_function(major: Major) {
     let primary = primary_with(&MERCILESS, major);
     primary.run("CREATE DATABASE plain");
-    primary.paste(
+    primary.paste_as_one(
         "plain",
         "GRANT EXECUTE ON FUNCTION pg_log_standby_snapshot() TO replicator;",
     );

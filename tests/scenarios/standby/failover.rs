@@ -79,7 +79,7 @@ fn promoted_while_it_waits_for_a_silent_transaction(major: Major) {
     let status = pair.standby.wait_for_status(SLOT, "the way out", |status| {
         status.state == "ready" || status.hint().contains(way_out)
     });
-    pair.standby.paste("postgres", status.hint());
+    pair.standby.paste_as_one("postgres", status.hint());
     pair.finish(&mut creation);
     drop(blocking);
 }

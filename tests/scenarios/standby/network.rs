@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use harness::{Blocker, Creator, DeadEnd, Proxy, Setup, wait_for};
+use harness::{Blocker, Creator, DeadEnd, PATIENCE, Proxy, Setup, wait_for, wait_until};
 
 use super::{
     Pair, SLOT, TRY_SOON, ask_now,
@@ -15,6 +15,11 @@ on_majors_with_standby_slots!(
     silent,
     unreachable,
     slow_name_lookup,
+    slow_name_lookup_of_a_service,
+    slow_name_lookup_in_a_session,
+    name_that_moves,
+    no_program_to_look_names_up,
+    another_libpq_in_the_server,
     one_of_several_hosts_is_silent,
     one_of_several_names_is_not_found,
     frozen,
@@ -90,6 +95,110 @@ fn unreachable(major: Major) {
 
 fn slow_name_lookup(major: Major) {
     heals_elsewhere(&pair_asking(major, "slow.invalid", 5432));
+}
+
+/// The name stands in a file that libpq reads.
+fn slow_name_lookup_of_a_service(major: Major) {
+    let files = tempfile::tempdir().expect("a directory");
+    open_to_all(files.path());
+    let services = files.path().join("services");
+    std::fs::write(&services, "[up]\nhost=slow.invalid\nuser=postgres\n").expect("it is ours");
+    let standby = Setup::new(major)
+        .conf("slot_self_heal.primary_conninfo = 'service=up'")
+        .conf(TRY_SOON)
+        .environment("PGSERVICEFILE", &services.to_string_lossy())
+        .slow_name_lookup();
+    let pair = Pair::of(primary(major), standby);
+    let trouble = meets(&pair, "unreachable");
+    check_it_looks_on(&pair);
+    // what else the service says holds
+    let place = format!(
+        "[up]\nhost=localhost\nport={}\nuser=postgres\n",
+        pair.primary.port()
+    );
+    std::fs::write(&services, place).expect("it is ours");
+    is_over(&pair, trouble);
+}
+
+fn open_to_all(path: &std::path::Path) {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
+}
+
+/// In which no thread is left behind either.
+fn slow_name_lookup_in_a_session(major: Major) {
+    const NUDGE: &str = "SELECT slot_self_heal_nudge()";
+    let pair = pair_asking(major, "slow.invalid", 5432);
+    let mut session = pair.standby.connect();
+    let error = session.error(NUDGE);
+    assert_eq!(error.code, "08006", "{error}");
+    assert!(error.message.contains("slow.invalid"), "{error}");
+    let pid = session.pid();
+    assert_eq!(pid.threads(), 1);
+    assert_eq!(pid.others_of_group(), []);
+
+    let mut asking = session.start(NUDGE);
+    wait_until("the look-up", PATIENCE, || {
+        !pid.others_of_group().is_empty()
+    });
+    assert_eq!(pid.threads(), 1);
+    asking.cancel();
+    let error = asking.result().expect_err("it has no answer");
+    assert!(["57014", "08006"].contains(&error.code.as_str()), "{error}");
+    wait_until("its end", PATIENCE, || pid.others_of_group().is_empty());
+}
+
+/// To another address, where its server is from then on.
+fn name_that_moves(major: Major) {
+    let files = tempfile::tempdir().expect("a directory");
+    open_to_all(files.path());
+    let address = files.path().join("address");
+    std::fs::write(&address, "127.0.0.2\n").expect("it is ours");
+    let primary = primary(major);
+    let standby = Setup::new(major)
+        .conf(&format!(
+            "slot_self_heal.primary_conninfo = 'host=moving.invalid port={} user=postgres'",
+            primary.port()
+        ))
+        .conf(TRY_SOON)
+        .environment("MOVING_INVALID", &address.to_string_lossy())
+        .slow_name_lookup();
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "unreachable");
+    let error = pair.standby.worker().last_error.unwrap_or_default();
+    assert!(error.contains("127.0.0.2"), "{error}");
+    std::fs::write(&address, "127.0.0.1\n").expect("it is ours");
+    is_over(&pair, trouble);
+}
+
+fn no_program_to_look_names_up(major: Major) {
+    let primary = primary(major);
+    let standby = Setup::new(major)
+        .conf(&format!(
+            "slot_self_heal.primary_conninfo = 'host=localhost port={} user=postgres'",
+            primary.port()
+        ))
+        .conf(TRY_SOON)
+        .environment("PATH", "/nonexistent");
+    let pair = Pair::of(primary, standby);
+    let trouble = meets(&pair, "unreachable");
+    assert!(trouble.hint.contains("getent"), "{}", trouble.hint);
+    let port = pair.primary.port();
+    ask_now(
+        &pair.standby,
+        &format!("host=127.0.0.1 port={port} user=postgres"),
+    );
+    is_over(&pair, trouble);
+}
+
+/// Which another extension brought, and which comes first.
+fn another_libpq_in_the_server(major: Major) {
+    let standby = Setup::new(major).conf("shared_preload_libraries = 'fake_libpq, slot_self_heal'");
+    let pair = Pair::of(primary(major), standby);
+    let mut creation = pair.create(Creator::Walsender);
+    pair.finish(&mut creation);
+    assert_eq!(pair.standby.worker().last_error, None);
+    pair.standby.run("SELECT slot_self_heal_nudge()");
 }
 
 #[track_caller]
@@ -230,10 +339,17 @@ fn terminated_during_a_name_lookup(major: Major) {
     let pair = pair_asking(major, "slow.invalid", 5432);
     let Trouble { mut creation, .. } = meets(&pair, "unreachable");
     let old = pair.standby.worker().pid.expect("it runs");
+    wait_until("the look-up", PATIENCE, || {
+        !old.others_of_group().is_empty()
+    });
+    assert_eq!(old.threads(), 1);
     let terminated = pair
         .standby
         .is_true(&format!("SELECT pg_terminate_backend({old}, 10000)"));
     assert!(terminated, "it did not end");
+    wait_until("the look-up to end with it", PATIENCE, || {
+        old.others_of_group().is_empty()
+    });
     pair.standby.wait_for_worker("a new worker", |worker| {
         worker.pid.is_some_and(|pid| pid != old)
     });

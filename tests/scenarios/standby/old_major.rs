@@ -46,7 +46,7 @@ fn nudge_of_an_upstream_without_extension(major: Major) {
     );
     assert!(error.hint.contains("plain"), "{error}");
 
-    pair.primary.paste("plain", &error.hint);
+    pair.primary.paste_as_one("plain", &error.hint);
     pair.standby.wait_for_replay_of(&pair.primary);
     pair.standby.run("SELECT slot_self_heal_nudge()");
     assert_eq!(pair.records_since(before), 1);

@@ -34,10 +34,10 @@ fn paused(major: Major) {
     assert!(status.detail().contains("paused"), "{status:#?}");
     assert!(status.blockers.is_empty(), "{status:#?}");
     let hint = status.hint();
-    assert!(hint.starts_with("SELECT pg_wal_replay_resume();"), "{hint}");
+    assert!(hint.starts_with("SELECT pg_wal_replay_resume() "), "{hint}");
     assert!(hint.contains("on this standby"), "{hint}");
     check_hint(hint);
-    pair.standby.paste("postgres", hint);
+    pair.standby.paste_as_one("postgres", hint);
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
@@ -55,7 +55,7 @@ fn paused_while_it_waits_for_a_transaction(major: Major) {
     pause(&pair);
     blocking.commit();
     let status = pair.standby.wait_for_state(SLOT, "waiting_for_replay");
-    pair.standby.paste("postgres", status.hint());
+    pair.standby.paste_as_one("postgres", status.hint());
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((2..=3).contains(&records), "{records} records");

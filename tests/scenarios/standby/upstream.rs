@@ -118,7 +118,7 @@ fn mended_by_hint(pair: &Pair, upstream: &str, database: &str, words: &[&str]) {
     for word in words {
         assert!(trouble.hint.contains(word), "no {word}: {}", trouble.hint);
     }
-    pair.primary.paste(database, &trouble.hint);
+    pair.primary.paste_as_one(database, &trouble.hint);
     is_over(pair, trouble);
 }
 
