@@ -230,7 +230,8 @@ pub fn on_next_try(
             let count = episode.blockers.len() + episode.more_blockers;
             let holder = holds_up(&oldest.transaction, count, Tense::Present, role, now);
             let kin = kin(&episode.creator, &oldest.transaction);
-            let detail = format!("{story}; {holder}{kin}.{}", spared(oldest));
+            let waits = waits_for_lock(&oldest.transaction, now);
+            let detail = format!("{story}; {holder}{kin}.{waits}{}", spared(oldest));
             let advice = Advice {
                 detail: Some(detail),
                 hint: advice.hint,
