@@ -715,6 +715,25 @@ impl Cluster {
             .collect()
     }
 
+    /// The hints in the worker's messages, each with all its lines.
+    pub fn worker_hints(&self) -> Vec<String> {
+        let log = self.log();
+        let mut lines = log.lines().peekable();
+        let mut hints = Vec::new();
+        while let Some(line) = lines.next() {
+            let hint = line.split_once("HINT:  ").map(|(_, hint)| hint.to_owned());
+            let Some(mut hint) = hint.filter(|_| line.contains("] slot_self_heal ")) else {
+                continue;
+            };
+            // the server indents what goes on (`send_message_to_server_log`)
+            while let Some(more) = lines.next_if(|line| line.starts_with('\t')) {
+                hint.push_str(&more.replacen('\t', "\n", 1));
+            }
+            hints.push(hint);
+        }
+        hints
+    }
+
     fn print_log(&self) {
         const LINES: usize = 60;
         let log = self.log();

@@ -18,6 +18,7 @@ on_every_major!(
     being_built,
     used_and_held_back_as_well,
     without_a_consumer,
+    consumer_that_came_back,
     at_the_next_checkpoint,
     time_given,
     keeps_up,
@@ -117,6 +118,11 @@ fn consume(cluster: &Cluster) -> Used {
     cluster.run("CREATE PUBLICATION used");
     Creator::SqlFunction.start(cluster, USED).finish().unwrap();
     cluster.wait_for_state(USED, "ready");
+    start_consumer(cluster)
+}
+
+#[track_caller]
+fn start_consumer(cluster: &Cluster) -> Used {
     let mut consumer = cluster.client("pg_recvlogical");
     consumer
         .args(["--start", "--slot", USED, "--file=-", "--status-interval=1"])
@@ -192,6 +198,27 @@ fn used_and_held_back_as_well(major: Major) {
 
 /// It is nobody's transaction that holds it back.
 fn without_a_consumer(major: Major) {
+    let (cluster, blocking, mut creation, status) = consumer_away(major);
+    cluster.paste_as_one("postgres", status.hint());
+    assert!(cluster.status(USED).is_none());
+    blocking.commit();
+    creation.finish().unwrap();
+}
+
+/// The hint that would drop its slot is pasted too late.
+fn consumer_that_came_back(major: Major) {
+    let (cluster, blocking, mut creation, status) = consumer_away(major);
+    let used = start_consumer(&cluster);
+    cluster.paste_as_one("postgres", status.hint());
+    assert_eq!(cluster.status(USED).unwrap().state, "ready");
+    blocking.commit();
+    creation.finish().unwrap();
+    drop(used);
+}
+
+/// A slot that will be lost, and whose consumer is away.
+#[track_caller]
+fn consumer_away(major: Major) -> (Cluster, Blocking, Creation, Status) {
     let cluster = small_server(major);
     drop(consume(&cluster));
     cluster.wait_until_sql(
@@ -199,7 +226,7 @@ fn without_a_consumer(major: Major) {
         &format!("NOT active FROM pg_replication_slots WHERE slot_name = '{USED}'"),
     );
     let blocking = start_writer(&cluster);
-    let mut creation = Creator::SqlFunction.start(&cluster, SLOT);
+    let creation = Creator::SqlFunction.start(&cluster, SLOT);
     cluster.wait_for_state(SLOT, "waiting_for_transactions");
     write_wal(&cluster, 2);
     let status = wait_until_at_risk(&cluster, USED);
@@ -218,10 +245,7 @@ fn without_a_consumer(major: Major) {
         first.starts_with(&drop) && first.ends_with("' AND NOT active;"),
         "{first}"
     );
-    cluster.paste_as_one("postgres", status.hint());
-    assert!(cluster.status(USED).is_none());
-    blocking.commit();
-    creation.finish().unwrap();
+    (cluster, blocking, creation, status)
 }
 
 /// It holds back more than it may, and is there only because nobody has looked.

@@ -3,8 +3,8 @@
 //! alone.
 
 use harness::{
-    Blocker, Cluster, Creation, Creator, Session, Setup, Tablesync, for_a_while, runs, statements,
-    wait_until,
+    Blocker, Cluster, Creation, Creator, PATIENCE, Process, Session, Setup, Tablesync, for_a_while,
+    psql, runs, statements, wait_for, wait_until,
 };
 
 use crate::{Major, primary, with_extension};
@@ -154,22 +154,65 @@ fn aborted_with_savepoint(major: Major) -> Case {
 
 fn walsender(major: Major) -> Case {
     let cluster = primary(major);
-    let blocking = Blocker::Walsender.start(&cluster);
+    let login = cluster.login().application("walsender");
+    let mut client = Psql::start(
+        &cluster,
+        &format!("{} replication=database", login.conninfo()),
+    );
+    let xid = client.begin(&cluster, "walsender", None);
     let (creation, hint) = create(&cluster);
-    let pid = blocking.pid.unwrap();
+    assert!(hint.contains(&xid), "{hint}");
     Case {
         cluster,
         database: "postgres",
         hint,
         ends: becomes_ready(creation),
-        replace: Box::new(move |cluster| {
-            blocking.commit();
-            cluster.wait_until_sql(
-                "the walsender to be gone",
-                &format!("NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid})"),
-            );
-            next_transaction(cluster.connect())
-        }),
+        replace: Box::new(move |cluster| client.next_transaction(cluster, "walsender", &xid)),
+    }
+}
+
+/// A client that goes on after an error.
+struct Psql(Process);
+
+impl Psql {
+    #[track_caller]
+    fn start(cluster: &Cluster, conninfo: &str) -> Psql {
+        let mut program = psql(cluster, conninfo);
+        program.type_line("\\set ON_ERROR_STOP 0");
+        Psql(program)
+    }
+
+    /// Begins a transaction, other than the one named; its xid.
+    #[track_caller]
+    fn begin(&mut self, cluster: &Cluster, application: &str, before: Option<&str>) -> String {
+        self.0.type_line("BEGIN;");
+        self.0.type_line("SELECT pg_current_xact_id();");
+        let sql = format!(
+            "SELECT backend_xid FROM pg_stat_activity \
+             WHERE application_name = '{application}' AND state = 'idle in transaction'"
+        );
+        wait_for("the transaction", PATIENCE, || {
+            let xid = cluster.observe(|session| session.maybe(&sql));
+            xid.filter(|xid| Some(xid.as_str()) != before)
+                .ok_or_else(|| self.0.printed())
+        })
+    }
+
+    /// Its session's next customer.
+    #[track_caller]
+    fn next_transaction(
+        mut self,
+        cluster: &Cluster,
+        application: &'static str,
+        before: &str,
+    ) -> Check {
+        self.0.type_line("ROLLBACK;");
+        let xid = self.begin(cluster, application, Some(before));
+        Box::new(move |cluster| {
+            let goes_on =
+                format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{xid}')");
+            assert!(cluster.is_true(&goes_on), "{}", self.0.printed());
+        })
     }
 }
 
@@ -304,28 +347,33 @@ fn autovacuum(major: Major) -> Case {
 
 fn subscription_to_its_own_cluster(major: Major) -> Case {
     let cluster = primary(major);
-    let mut creation = Creator::SameClusterSubscription.start(&cluster, SLOT);
-    let subscriber = creation.statement().unwrap().pid();
-    let status = cluster.wait_for_status(SLOT, "the subscriber's own transaction", |status| {
-        status.has_blocker(subscriber)
+    cluster.run(&format!("CREATE PUBLICATION {SLOT}"));
+    let login = cluster.login();
+    let mut client = Psql::start(&cluster, &login.clone().application("owner").conninfo());
+    client.0.type_line(&format!(
+        "CREATE SUBSCRIPTION {SLOT} CONNECTION '{}' PUBLICATION {SLOT} \
+         WITH (enabled = false, copy_data = false);",
+        login.application(SLOT).conninfo()
+    ));
+    let status = cluster.wait_for_status(SLOT, "its own transaction", |status| {
+        status.hint().starts_with("SELECT pg_cancel_backend(pid)")
     });
+    let blocker = status.blockers[0].clone();
     Case {
         cluster,
         database: "postgres",
         hint: status.hint().to_owned(),
-        ends: Box::new(move |cluster| {
-            creation
-                .finish()
-                .expect_err("the subscription was given up");
-            wait_until("the creation to end", harness::PATIENCE, || {
+        ends: Box::new(|cluster| {
+            wait_until("the creation to end", PATIENCE, || {
                 cluster
                     .status(SLOT)
                     .is_none_or(|status| status.state == "ready")
             });
         }),
         replace: Box::new(move |cluster| {
-            cluster.run(&format!("SELECT pg_terminate_backend({subscriber}, 10000)"));
-            next_transaction(cluster.connect())
+            let pid = blocker.pid.unwrap();
+            cluster.run(&format!("SELECT pg_cancel_backend({pid})"));
+            client.next_transaction(cluster, "owner", &blocker.xid)
         }),
     }
 }
@@ -335,7 +383,7 @@ fn subscription_to_its_own_cluster(major: Major) -> Case {
 /// Somebody else creates a slot of this name.
 #[track_caller]
 fn create_anew(cluster: &Cluster) -> Check {
-    wait_until("the slot to be gone", harness::PATIENCE, || {
+    wait_until("the slot to be gone", PATIENCE, || {
         cluster.status(SLOT).is_none()
     });
     let mut creation = Creator::SqlFunction.start(cluster, SLOT);
@@ -395,7 +443,7 @@ fn left_behind_by_a_session(major: Major) -> Case {
         database: "postgres",
         hint: status.hint().to_owned(),
         ends: Box::new(|cluster| {
-            wait_until("the slot to go", harness::PATIENCE, || {
+            wait_until("the slot to go", PATIENCE, || {
                 cluster.status(SLOT).is_none()
             });
         }),
@@ -407,7 +455,7 @@ fn left_behind_by_a_session(major: Major) -> Case {
             // An error releases the slot, and drops it, being temporary.
             session.error(&create);
             session.run("DISCARD ALL");
-            wait_until("the slot to go", harness::PATIENCE, || {
+            wait_until("the slot to go", PATIENCE, || {
                 cluster.status(SLOT).is_none()
             });
             session.run(&create);

@@ -161,12 +161,9 @@ fn from_no_right_to_the_end(major: Major) {
         "the primary could not be asked: role replicator may not execute \
          public.slot_self_heal_end_blocker(xid, interval)",
     );
-    let lines = pair.standby.worker_log();
-    let hint = lines.iter().find_map(|line| {
-        line.split_once("HINT:  ")
-            .filter(|(_, hint)| hint.contains(GRANT))
-    });
-    let (_, hint) = hint.unwrap_or_else(|| panic!("no hint: {lines:#?}"));
+    let hints = pair.standby.worker_hints();
+    let hint = hints.iter().find(|hint| hint.contains(GRANT));
+    let hint = hint.unwrap_or_else(|| panic!("no such hint: {hints:#?}"));
     check_hint(hint);
     pair.primary.paste_as_one("postgres", hint);
 
@@ -208,12 +205,9 @@ fn right_in_a_schema_of_its_own(major: Major) {
     let mut blocking = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
     let mut creation = create_behind(&pair, &blocking);
     pair.standby.wait_for_log(&sparing(&blocking));
-    let lines = pair.standby.worker_log();
-    let hint = lines.iter().find_map(|line| {
-        line.split_once("HINT:  ")
-            .filter(|(_, hint)| hint.contains("GRANT "))
-    });
-    let (_, hint) = hint.unwrap_or_else(|| panic!("no hint: {lines:#?}"));
+    let hints = pair.standby.worker_hints();
+    let hint = hints.iter().find(|hint| hint.contains("GRANT "));
+    let hint = hint.unwrap_or_else(|| panic!("no such hint: {hints:#?}"));
     pair.primary.paste_as_one("postgres", hint);
     pair.finish(&mut creation);
     is_ended(&pair, &mut blocking);
