@@ -2,7 +2,7 @@
 PG_CONFIG ?= pg_config
 ARGS ?=
 
-.PHONY: all build install package demo test bench lint help
+.PHONY: all build install uninstall package demo test bench lint help
 
 all: build
 
@@ -11,6 +11,9 @@ build: ## builds for the server of PG_CONFIG (default: the pg_config on the PATH
 
 install: ## installs into the server of PG_CONFIG, under DESTDIR if that is set
 	@DESTDIR="$(DESTDIR)" pgrx-config/install "$(PG_CONFIG)"
+
+uninstall: ## removes what install put into the server of PG_CONFIG, or under DESTDIR
+	@DESTDIR="$(DESTDIR)" pgrx-config/uninstall "$(PG_CONFIG)"
 
 package: ## packs a build for the server of PG_CONFIG into target/package
 	@pgrx-config/package "$(PG_CONFIG)"

@@ -104,3 +104,11 @@ install_files() {
     install -m 755 "$1/slot_self_heal.so" "$2/"
     install -m 644 slot_self_heal.control sql/slot_self_heal--*.sql "$3/"
 }
+
+# installed_files PKGLIBDIR EXTENSION_DIR: what install_files put there, of whatever version, one a line.
+installed_files() {
+    local file
+    for file in "$1/slot_self_heal.so" "$2/slot_self_heal.control" "$2"/slot_self_heal--*.sql; do
+        if [ -e "$file" ]; then printf '%s\n' "$file"; fi
+    done
+}

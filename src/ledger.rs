@@ -109,8 +109,10 @@ pub fn require() {
             message: "slot_self_heal must be loaded via \"shared_preload_libraries\"".into(),
             detail: None,
             hint: Some(
-                "Add slot_self_heal to shared_preload_libraries in postgresql.conf and restart \
-                 the server."
+                "Add slot_self_heal to what SHOW shared_preload_libraries gives, and restart the \
+                 server. In postgresql.conf the list is one quoted string; in ALTER SYSTEM it takes \
+                 no quotes around it: SET shared_preload_libraries = pg_stat_statements, \
+                 slot_self_heal."
                     .into(),
             ),
         });

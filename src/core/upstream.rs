@@ -566,7 +566,8 @@ impl Problem {
                 grant(&Writer::Core, role),
                 comment!(
                     "on the primary, in database {database}. Or add slot_self_heal to \
-                     shared_preload_libraries there and restart it"
+                     shared_preload_libraries there (ALTER SYSTEM takes the list without quotes \
+                     around it) and restart it"
                 ),
             ),
         }

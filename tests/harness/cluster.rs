@@ -454,14 +454,30 @@ impl Cluster {
     /// as it is, in one implicit transaction; what psql prints.
     #[track_caller]
     pub fn paste_as_one(&self, database: &str, hint: &str) -> String {
+        let mut psql = self.psql(database);
+        psql.args(["--command", hint]);
+        output_of(psql)
+    }
+
+    /// Pastes statements into psql's window: each is sent by itself, and `\gexec` is obeyed.
+    #[track_caller]
+    pub fn paste_into_psql(&self, database: &str, statements: &str) {
+        let file = self.dir().join("pasted.sql");
+        fs::write(&file, statements)
+            .unwrap_or_else(|e| panic!("could not write {}: {e}", file.display()));
+        let mut psql = self.psql(database);
+        psql.arg("--file").arg(file);
+        output_of(psql);
+    }
+
+    fn psql(&self, database: &str) -> Command {
         let mut psql = self.client("psql");
         psql.args(["--no-psqlrc", "--set", "ON_ERROR_STOP=1"])
             .args(["--host", self.login().host(), "--username=postgres"])
             .arg(format!("--port={}", self.port))
-            .args(["--command", hint])
             // else psql would take a name with '=' for a connection string
             .env("PGDATABASE", database);
-        output_of(psql)
+        psql
     }
 
     /// Waits until `condition`, a boolean expression, is true.

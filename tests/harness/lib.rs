@@ -28,7 +28,7 @@ pub use creator::{Creation, Creator, Leaving, prepare_background_creator, psql};
 pub use fake_upstream::{Asked, Done, FakeUpstream, Wire};
 pub use major::Major;
 pub use network::{DeadEnd, Proxy};
-pub use process::{Pid, Process, Signal, output_of};
+pub use process::{Pid, Process, Signal, output_of, without_rights_of_root};
 pub use session::{Login, Running, Session, SqlError};
 pub use status::{BlockerRow, Finished, Status, Worker, runs, statements};
 pub use tablesync::Tablesync;

@@ -158,6 +158,25 @@ pub fn limit_stack(command: &mut Command, bytes: u64) {
     unsafe { command.pre_exec(move || checked(libc::setrlimit(libc::RLIMIT_STACK, &limit))) };
 }
 
+/// For this command what file modes forbid is forbidden, even where we are root.
+pub fn without_rights_of_root(command: &mut Command) {
+    /// Not in libc (`linux/capability.h`).
+    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+    if server_user().is_some() {
+        unsafe {
+            command.pre_exec(|| {
+                checked(libc::prctl(
+                    libc::PR_CAPBSET_DROP,
+                    CAP_DAC_OVERRIDE,
+                    0,
+                    0,
+                    0,
+                ))
+            })
+        };
+    }
+}
+
 /// What a function of libc returned: -1 for an error.
 pub fn checked(result: libc::c_int) -> io::Result<()> {
     match result {

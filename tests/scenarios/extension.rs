@@ -26,7 +26,8 @@ fn not_preloaded(major: Major) {
         let error = session.error(sql);
         assert_eq!(error.code, "55000", "{sql}: {error}");
         assert!(
-            error.hint.contains("shared_preload_libraries"),
+            error.hint.contains("SHOW shared_preload_libraries")
+                && error.hint.contains("no quotes around it"),
             "{sql}: {error}"
         );
     }

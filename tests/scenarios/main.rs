@@ -112,6 +112,7 @@ mod history;
 mod hostile_database;
 mod idle;
 mod in_vain;
+mod installation;
 mod limits;
 mod log_lines;
 mod many_slots;
