@@ -405,6 +405,22 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
             ),
             None,
         ),
+        Some(Obstacle::UpstreamCutOff) => (
+            "Waits for WAL that was written on the primary: the upstream standby, from which this \
+             one receives, has not received it, and receives nothing at present, having no WAL \
+             receiver that is connected."
+                .to_owned(),
+            Some(Hint::run(
+                sql![
+                    "SELECT status, sender_host, sender_port, pg_last_wal_receive_lsn() FROM \
+                     pg_stat_wal_receiver;"
+                ],
+                comment!(
+                    "on the upstream standby: no row is no receiver, and its log says why. It tries \
+                     again every wal_retrieve_retry_interval; is the primary up?"
+                ),
+            )),
+        ),
         Some(Obstacle::NotReceived) => (
             "Waits for WAL that was written on the primary and has not come here yet.".to_owned(),
             Some(Hint::run(
