@@ -787,7 +787,9 @@ impl<'a> Row<'a> {
         Ok(RemoteSlot {
             name: SlotName::new(self.required::<String>("slot_name")?),
             restart_lsn: self.optional("restart_lsn")?,
+            confirmed_flush_lsn: self.optional("confirmed_flush_lsn")?,
             active: self.required("active")?,
+            waits_for_standbys: self.required("waits_for_standbys")?,
         })
     }
 

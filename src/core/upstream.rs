@@ -80,8 +80,11 @@ pub struct Record {
 pub struct RemoteSlot {
     pub name: SlotName,
     pub restart_lsn: Option<Lsn>,
+    pub confirmed_flush_lsn: Option<Lsn>,
     /// Whether a consumer is connected to it.
     pub active: bool,
+    /// Whether that one gets nothing before standbys have it (`synchronized_standby_slots`).
+    pub waits_for_standbys: bool,
 }
 
 /// Why the upstream did not do what it was asked for.
