@@ -2,8 +2,11 @@
 --
 -- Run over a connection to another server, in text form. The next xid is what
 -- age() counts from in a session that has none of its own: it is told by its
--- distance from the first of all, 3 (FirstNormalTransactionId). The functions are
--- the extension's own members: others of their names may be anybody's.
+-- distance from the first of all, 3 (FirstNormalTransactionId). A WAL receiver has
+-- a pid in pg_stat_get_wal_receiver() once it is connected, and any role may see
+-- that; a standby sends on what it has received or replayed, whichever is more
+-- (GetStandbyFlushRecPtr, walsender.c). The functions are the extension's own
+-- members: others of their names may be anybody's.
 SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        pg_catalog.split_part(pg_catalog.current_setting('server_version'), ' ', 1) AS version,
        c.system_identifier::pg_catalog.text AS system_identifier,
@@ -23,6 +26,11 @@ SELECT pg_catalog.pg_is_in_recovery()::pg_catalog.text AS in_recovery,
        CASE WHEN NOT pg_catalog.pg_is_in_recovery()
             THEN pg_catalog.pg_current_wal_insert_lsn()
        END::pg_catalog.text AS position,
+       CASE WHEN pg_catalog.pg_is_in_recovery()
+            THEN GREATEST(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())
+       END::pg_catalog.text AS received,
+       (SELECT r.pid IS NOT NULL
+          FROM pg_catalog.pg_stat_get_wal_receiver() AS r)::pg_catalog.text AS receives,
        pg_catalog.age('3'::pg_catalog.xid)::pg_catalog.text AS age_of_first_xid,
        COALESCE(pg_catalog.current_setting('slot_self_heal.enabled', true), 'on') AS enabled,
        pg_catalog.current_setting('slot_self_heal.blocker_action', true) AS blocker_action,

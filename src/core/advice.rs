@@ -19,7 +19,7 @@ use super::remedy;
 use super::replay::{Obstacle, Replay};
 use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
-use super::upstream::{Upstream, name_the_primary};
+use super::upstream::{RemoteSlot, Upstream, name_the_primary};
 use super::watch::Watch;
 
 /// How many blockers a hint gives a remedy for.
@@ -497,6 +497,22 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
             ),
             None,
         ),
+        Some(Obstacle::UpstreamCutOff) => (
+            "Waits for WAL that was written on the primary: the upstream standby, from which this \
+             one receives, has not received it, and receives nothing at present, having no WAL \
+             receiver that is connected."
+                .to_owned(),
+            Some(Hint::run(
+                sql![
+                    "SELECT status, sender_host, sender_port, pg_last_wal_receive_lsn() FROM \
+                     pg_stat_wal_receiver;"
+                ],
+                comment!(
+                    "on the upstream standby: no row is no receiver, and its log says why. It tries \
+                     again every wal_retrieve_retry_interval; is the primary up?"
+                ),
+            )),
+        ),
         Some(Obstacle::NotReceived) => (
             "Waits for WAL that was written on the primary and has not come here yet.".to_owned(),
             Some(Hint::run(
@@ -644,12 +660,17 @@ fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
 }
 
 /// On a standby's copy of a slot that is not ready yet.
-pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream) -> Advice {
+pub fn on_copy(
+    slot: &SlotName,
+    copy: Option<&UnreadyCopy>,
+    upstream: &Upstream,
+    now: Timestamp,
+) -> Advice {
     let lost = "This copy of the primary's slot is not persisted yet, and would be lost at a \
                 promotion";
-    let remote = copy.and_then(|copy| copy.remote.as_ref());
+    let remote = copy.and_then(|copy| Some((copy, copy.remote.as_ref()?)));
     let (why, hint) = match (remote, upstream.problem()) {
-        (Some(remote), _) if !remote.active => (
+        (Some((_, remote)), _) if !remote.active => (
             "the slot on the primary is behind what this standby has kept, and has no consumer \
              connected that could bring it forward."
                 .to_owned(),
@@ -663,6 +684,26 @@ pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream)
                 comment!("on the primary: start its consumer"),
             )),
         ),
+        (Some((_, remote)), _) if remote.waits_for_standbys => (
+            "the slot on the primary has to come forward first, and its consumer is sent nothing at \
+             present: its walsender waits until the standbys in synchronized_standby_slots have \
+             received what it would send. No record is of use before."
+                .to_owned(),
+            Some(Hint::run(
+                sql![
+                    "SELECT s.slot_name, s.active, s.restart_lsn, r.application_name, r.flush_lsn FROM \
+                     pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
+                     WHERE s.slot_type = 'physical'; SHOW synchronized_standby_slots;"
+                ],
+                comment!(
+                    "on the primary: each slot named last must be there, with its standby connected; \
+                     one whose standby will not come back is to be taken out of the setting"
+                ),
+            )),
+        ),
+        (Some((copy, remote)), _) if copy.is_in_vain() => {
+            (in_vain(copy, remote, now), Some(look_at_consumer(slot)))
+        }
         (Some(_), None) => (
             "the slot on the primary has to come forward first, which takes a running-xacts \
              record there, and its consumer's confirmation; slot_self_heal asks for the record."
@@ -686,6 +727,45 @@ pub fn on_copy(slot: &SlotName, copy: Option<&UnreadyCopy>, upstream: &Upstream)
         detail: Some(format!("{lost}: {why}")),
         hint,
     }
+}
+
+/// The records were written, and the slot on the primary stays where it is.
+fn in_vain(copy: &UnreadyCopy, remote: &RemoteSlot, now: Timestamp) -> String {
+    let last = copy.last_nudge.map_or_else(String::new, |nudge| {
+        format!(", the last {} ago", in_words(now.since(nudge.at)))
+    });
+    let has_read_all =
+        (copy.last_nudge).is_some_and(|nudge| remote.confirmed_flush_lsn >= Some(nudge.lsn));
+    let consumer = if has_read_all {
+        "although its consumer has confirmed all of them".to_owned()
+    } else {
+        format!(
+            "and its consumer, which is connected, has confirmed nothing for {}",
+            in_words(now.since(copy.silent_since))
+        )
+    };
+    format!(
+        "the slot on the primary has to come forward first. {} running-xacts records were written \
+         there for it{last}; it has not moved for {}, {consumer}.",
+        copy.unanswered,
+        in_words(now.since(copy.still_since))
+    )
+}
+
+fn look_at_consumer(slot: &SlotName) -> Hint {
+    Hint::run(
+        sql![
+            "SELECT s.restart_lsn, s.confirmed_flush_lsn, r.pid, r.application_name, r.client_addr, \
+             r.state, r.sent_lsn, r.flush_lsn, r.reply_time FROM pg_replication_slots s LEFT JOIN \
+             pg_stat_replication r ON r.pid = s.active_pid WHERE s.slot_name = ",
+            *slot,
+            ";"
+        ],
+        comment!(
+            "on the primary: is its consumer at work, and does it confirm what it is sent? An open \
+             transaction that began before it also keeps the slot where it is"
+        ),
+    )
 }
 
 /// A transaction of the old primary that wrote nothing: this server has its xid yet to give out, and

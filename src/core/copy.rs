@@ -28,7 +28,11 @@ pub struct UnreadyCopy {
     /// The slot itself, as the upstream last showed it; `None` if there is none, or nobody asked.
     pub remote: Option<RemoteSlot>,
     /// Records since the slot itself last moved.
-    unanswered: u32,
+    pub unanswered: u32,
+    /// Since when it was seen to stay where it is.
+    pub still_since: Timestamp,
+    /// Since when its consumer was seen to confirm nothing.
+    pub silent_since: Timestamp,
     /// When the upstream was last asked about it.
     looked_at: Option<Timestamp>,
 }
@@ -41,6 +45,8 @@ impl UnreadyCopy {
             last_nudge: None,
             remote: None,
             unanswered: 0,
+            still_since: now,
+            silent_since: now,
             looked_at: None,
         }
     }
@@ -50,9 +56,14 @@ impl UnreadyCopy {
             return;
         };
         let remote = look.slots.iter().find(|slot| slot.name == *name).cloned();
-        let position = |slot: &Option<RemoteSlot>| slot.as_ref().and_then(|slot| slot.restart_lsn);
-        if position(&remote) != position(&self.remote) {
+        let restart = |slot: &Option<RemoteSlot>| slot.as_ref()?.restart_lsn;
+        if restart(&remote) != restart(&self.remote) {
             self.unanswered = 0;
+            self.still_since = look.at;
+        }
+        let confirmed = |slot: &Option<RemoteSlot>| slot.as_ref()?.confirmed_flush_lsn;
+        if confirmed(&remote) != confirmed(&self.remote) {
+            self.silent_since = look.at;
         }
         self.remote = remote;
         self.looked_at = Some(look.at);
@@ -64,12 +75,18 @@ impl UnreadyCopy {
             .is_none_or(|looked_at| now < looked_at || now.since(looked_at) >= interval)
     }
 
-    /// Whether a record can bring the slot itself forward: it has a consumer, and the last record
-    /// had its time.
+    /// Whether all records that may be of use were written, and the slot itself has not moved.
+    pub fn is_in_vain(&self) -> bool {
+        self.unanswered >= TRIES
+    }
+
+    /// Whether a record can bring the slot itself forward: it has a consumer, who is sent what is
+    /// written, and the last record had its time.
     pub fn wants_record(&self, now: Timestamp, interval: Duration) -> bool {
         let rests = |nudge: Nudge| now >= nudge.at && now.since(nudge.at) < interval;
-        self.remote.as_ref().is_some_and(|remote| remote.active)
-            && self.unanswered < TRIES
+        let is_read = |remote: &RemoteSlot| remote.active && !remote.waits_for_standbys;
+        self.remote.as_ref().is_some_and(is_read)
+            && !self.is_in_vain()
             && !self.last_nudge.is_some_and(rests)
     }
 
@@ -94,7 +111,9 @@ mod tests {
         look.slots = vec![RemoteSlot {
             name: SlotName::new("x"),
             restart_lsn: Some(Lsn::new(restart_lsn)),
+            confirmed_flush_lsn: None,
             active,
+            waits_for_standbys: false,
         }];
         observation.upstream = Some(look.into());
         copy.observe(&SlotName::new("x"), &observation);
@@ -119,6 +138,16 @@ mod tests {
     }
 
     #[test]
+    fn a_consumer_that_waits_for_standbys_reads_no_record() {
+        let mut copy = UnreadyCopy::begin(at(0));
+        seen(&mut copy, 0, 100, true);
+        assert!(copy.wants_record(at(0), INTERVAL));
+        let remote = copy.remote.as_mut().expect("it was seen");
+        remote.waits_for_standbys = true;
+        assert!(!copy.wants_record(at(60_000), INTERVAL));
+    }
+
+    #[test]
     fn records_that_move_nothing_end() {
         let mut copy = UnreadyCopy::begin(at(0));
         seen(&mut copy, 0, 100, true);
@@ -129,7 +158,10 @@ mod tests {
             assert!(!copy.wants_record(at(now + 9_999), INTERVAL));
         }
         assert!(!copy.wants_record(at(600_000), INTERVAL));
+        assert!(copy.is_in_vain());
+        assert_eq!(copy.still_since, at(0));
         seen(&mut copy, 600_000, 200, true);
+        assert_eq!(copy.still_since, at(600_000));
         assert!(copy.wants_record(at(600_000), INTERVAL), "it moved");
         assert_eq!(copy.nudges, TRIES);
     }

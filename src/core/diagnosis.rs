@@ -102,7 +102,15 @@ fn on_standby(
     replay: &Replay,
 ) -> Diagnosis {
     let in_flight = episode.schedule.and_then(|schedule| schedule.in_flight());
-    let obstacle = replay.obstacle(in_flight);
+    let is_upstream_cut_off = || {
+        episode
+            .schedule
+            .is_some_and(|schedule| schedule.is_cut_off())
+    };
+    let obstacle = match replay.obstacle(in_flight) {
+        Some(Obstacle::NotReceived) if is_upstream_cut_off() => Some(Obstacle::UpstreamCutOff),
+        obstacle => obstacle,
+    };
     let waits_for_transactions = episode
         .schedule
         .is_some_and(|schedule| schedule.waits_for_transactions(observation.running));

@@ -170,6 +170,9 @@ impl Episode {
             cancelled.at += step;
         }
         self.story.clock_was_set(step);
+        if let Some(schedule) = &mut self.schedule {
+            schedule.clock_was_set(step);
+        }
     }
 
     /// The state that people are shown, and since when.
@@ -283,6 +286,11 @@ impl Episode {
             (Role::Standby, Some(schedule)) if !is_lost(schedule) => {
                 if let Some(replay) = &observation.replay {
                     schedule.replayed(replay.replayed, running, now);
+                }
+                if let Some(look) = upstream
+                    && let Some(relay) = look.relay
+                {
+                    schedule.relayed(relay, look.at);
                 }
             }
             (Role::Standby, _) => {

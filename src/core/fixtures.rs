@@ -176,6 +176,7 @@ pub fn look(milliseconds: i64, transactions: Vec<Transaction>) -> Look {
         running: Some(by_age(transactions.clone(), xid(1000)).1),
         transactions,
         position: Some(Lsn::new(1 << 25)),
+        relay: None,
         blind: None,
         slots: Vec::new(),
     }

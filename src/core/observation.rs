@@ -14,7 +14,7 @@ use super::pause::{Pause, SettingHere};
 use super::policy::OwnLimits;
 use super::replay::Replay;
 use super::time::Timestamp;
-use super::upstream::{Introduction, Look, RemoteSlot};
+use super::upstream::{Introduction, Look, Relay, RemoteSlot};
 use super::xid::{Lsn, Xid};
 
 /// The longest part of a blocker's query that is kept, in bytes. The server itself keeps
@@ -762,12 +762,19 @@ impl<'a> Row<'a> {
             may_use_core: self.optional("may_use_core")?,
             sees_all: self.required("sees_all")?,
             position: self.optional("position")?,
+            relay: self.relay()?,
             next_xid: self.next_xid()?,
             is_enabled: self.text("enabled")? != "off",
             blocker_action: self.text("blocker_action")?,
             blocker_scope: self.text("blocker_scope")?,
             protected_roles: self.text("protected_roles")?,
         })
+    }
+
+    fn relay(&mut self) -> Result<Option<Relay>, UnreadableRow> {
+        let receives = self.required("receives")?;
+        let received = self.optional("received")?;
+        Ok(received.map(|received| Relay { received, receives }))
     }
 
     fn next_xid(&mut self) -> Result<Xid, UnreadableRow> {
@@ -780,7 +787,9 @@ impl<'a> Row<'a> {
         Ok(RemoteSlot {
             name: SlotName::new(self.required::<String>("slot_name")?),
             restart_lsn: self.optional("restart_lsn")?,
+            confirmed_flush_lsn: self.optional("confirmed_flush_lsn")?,
             active: self.required("active")?,
+            waits_for_standbys: self.required("waits_for_standbys")?,
         })
     }
 

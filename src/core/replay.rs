@@ -71,6 +71,8 @@ pub enum Obstacle {
     Delayed(Duration),
     /// So many bytes were received and not replayed.
     Behind(u64),
+    /// The upstream, itself a standby, has not received it and receives nothing.
+    UpstreamCutOff,
     /// It was written, and not received yet.
     NotReceived,
 }
@@ -114,7 +116,11 @@ impl Obstacle {
     /// Whether nothing is replayed at all.
     pub fn stops_all(&self) -> bool {
         match self {
-            Self::Paused(_) | Self::CutOff | Self::Conflict(_) | Self::UncertainConflict(_) => true,
+            Self::Paused(_)
+            | Self::CutOff
+            | Self::UpstreamCutOff
+            | Self::Conflict(_)
+            | Self::UncertainConflict(_) => true,
             Self::Delayed(_) | Self::Behind(_) | Self::NotReceived => false,
         }
     }
@@ -137,6 +143,7 @@ impl Obstacle {
             Self::Behind(_) | Self::NotReceived => true,
             Self::Paused(_)
             | Self::CutOff
+            | Self::UpstreamCutOff
             | Self::Conflict(_)
             | Self::UncertainConflict(_)
             | Self::Delayed(_) => false,

@@ -25,8 +25,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::observation::Running;
-use super::time::Timestamp;
+use super::time::{Step, Timestamp};
+use super::upstream::Relay;
 use super::xid::{Lsn, Xid};
+
+/// How often a record is asked for once more while one is on its way through another standby, which
+/// can't tell whether that was lost. With the first that makes the three that a slot may need.
+const REPEATS: u32 = 2;
 
 /// What is seen of the creator's wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +60,8 @@ pub struct Schedule {
     last: Timestamp,
     /// The last record, while it is on its way from the upstream.
     in_flight: Option<Flight>,
+    /// Records that were asked for while another was on its way through a standby, all in all.
+    repeated: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +79,19 @@ struct Flight {
     lsn: Lsn,
     /// Whether it is known what the record says.
     read: bool,
+    /// When it was asked for, or the first of several on their way.
+    since: Timestamp,
+    /// What the upstream, being itself a standby, last said of itself, and when.
+    relay: Option<(Relay, Timestamp)>,
+}
+
+impl Flight {
+    /// Whether the upstream, which receives WAL, had not received it so long after `sent`.
+    fn may_be_lost(&self, sent: Timestamp, patience: Duration) -> bool {
+        self.relay.is_some_and(|(relay, at)| {
+            at.since(sent) >= patience && relay.receives && relay.received < self.lsn
+        })
+    }
 }
 
 impl Schedule {
@@ -85,6 +105,7 @@ impl Schedule {
             unanswered: 0,
             last: now,
             in_flight: None,
+            repeated: 0,
         }
     }
 
@@ -98,6 +119,7 @@ impl Schedule {
             unanswered: 0,
             last: now,
             in_flight: None,
+            repeated: 0,
         };
         schedule.recorded(running, now);
         schedule.unanswered = 0;
@@ -134,9 +156,12 @@ impl Schedule {
     /// taken from the standby's own view when it has been replayed.
     pub fn requested(&mut self, lsn: Lsn, running: Option<Running>, now: Timestamp) {
         self.last = now;
+        self.repeated += u32::from(self.in_flight.is_some_and(|before| !before.read));
         self.in_flight = Some(Flight {
             lsn,
             read: running.is_some(),
+            since: self.in_flight.map_or(now, |before| before.since),
+            relay: None,
         });
         if let Some(running) = running {
             self.recorded(running, now);
@@ -153,6 +178,32 @@ impl Schedule {
         }
     }
 
+    /// The upstream, itself a standby, said so much of itself.
+    pub fn relayed(&mut self, relay: Relay, at: Timestamp) {
+        if let Some(flight) = &mut self.in_flight {
+            flight.relay = Some((relay, at));
+        }
+    }
+
+    /// Whether the record can't come because the upstream, itself a standby, receives nothing.
+    pub fn is_cut_off(&self) -> bool {
+        let relay = |flight: Flight| flight.relay.map(|(relay, _)| (relay, flight.lsn));
+        self.in_flight
+            .and_then(relay)
+            .is_some_and(|(relay, lsn)| !relay.receives && relay.received < lsn)
+    }
+
+    /// The clock was set: no time has passed.
+    pub fn clock_was_set(&mut self, step: Step) {
+        self.last += step;
+        if let Some(flight) = &mut self.in_flight {
+            flight.since += step;
+            if let Some((_, at)) = &mut flight.relay {
+                *at += step;
+            }
+        }
+    }
+
     /// Whether the record on its way is not part of the upstream's WAL, which ends at `position`:
     /// the server that wrote it is gone, and another one took over without it.
     pub fn is_lost(&self, position: Lsn) -> bool {
@@ -161,7 +212,8 @@ impl Schedule {
 
     /// Whether a record has been on its way for so long.
     pub fn awaits_replay(&self, now: Timestamp, patience: Duration) -> bool {
-        self.in_flight.is_some() && now.since(self.last) >= patience
+        self.in_flight
+            .is_some_and(|flight| now.since(flight.since) >= patience)
     }
 
     /// The record that is on its way.
@@ -208,8 +260,11 @@ impl Schedule {
         };
         match self.in_flight {
             Some(Flight { read: true, .. }) => useful,
-            // Whether it is still on its way can't be asked either.
-            Some(Flight { read: false, .. }) => overdue,
+            // Another standby passed it on. Should its primary have been replaced meanwhile, nothing
+            // tells whether the new one has it.
+            Some(flight) => {
+                overdue && self.repeated < REPEATS && flight.may_be_lost(self.last, nudge_interval)
+            }
             None => useful || overdue && (self.needs.is_none() || certain),
         }
     }
@@ -326,6 +381,8 @@ mod tests {
         Tick,
         /// Time in which the worker does not come round.
         Pause,
+        /// The same, and longer than the distance between safety records.
+        Absence,
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -335,6 +392,7 @@ mod tests {
                 3 => any::<usize>().prop_map(Step::End),
                 4 => Just(Step::Tick),
                 1 => Just(Step::Pause),
+                1 => Just(Step::Absence),
             ],
             0..80,
         )
@@ -364,7 +422,9 @@ mod tests {
 
         /// A standby: whatever its replay lags behind, whoever else writes records, and however old
         /// what was last heard of the primary, no more than three of ours lead the builder to its
-        /// end. None of them is wasted as long as nobody else writes any.
+        /// end. None of them is wasted as long as nobody else writes any. One that has to come
+        /// through another standby is asked for again twice at most, and not while that one
+        /// receives nothing.
         #[test]
         fn leads_a_standbys_builder_to_the_end(
             first in first_xid(),
@@ -384,19 +444,27 @@ mod tests {
             let mut schedule = Schedule::without_record(horizon, server.now());
             let mut tells_the_record = tells_the_record.into_iter().cycle();
             let mut look = server.running();
-            let (mut records, mut safety, mut foreign) = (0, 0, 0);
+            let (mut records, mut safety, mut foreign, mut repeats) = (0, 0, 0, 0);
+            let mut relay_told = None;
             let standby_steps = standby_steps.into_iter().chain(std::iter::repeat(StandbyStep::CatchUp));
             for (step, standby_step) in and_then_all_end(steps).into_iter().zip(standby_steps) {
                 match step {
                     Step::Begin => server.begin(),
                     Step::End(choice) => server.end(choice),
                     Step::Pause => server.now += TICK * 50,
+                    Step::Absence => server.now += TICK * 600,
                     Step::Tick => server.now += TICK,
                 }
                 standby.receive(&server);
                 match standby_step {
                     StandbyStep::Lag => {}
-                    StandbyStep::CatchUp => standby.replay(usize::MAX),
+                    StandbyStep::CatchUp => {
+                        standby.upstream_receives = true;
+                        standby.relay();
+                        standby.replay(usize::MAX);
+                    }
+                    StandbyStep::CutOff => standby.upstream_receives = false,
+                    StandbyStep::Mend => standby.upstream_receives = true,
                     StandbyStep::Replay(count) => standby.replay(count),
                     StandbyStep::Look => look = server.running(),
                     StandbyStep::Foreign => {
@@ -404,6 +472,7 @@ mod tests {
                         foreign += 1;
                     }
                 }
+                standby.relay();
                 if !matches!(step, Step::Tick) || standby.builder == Builder::Consistent {
                     continue;
                 }
@@ -413,7 +482,17 @@ mod tests {
                     false if tells_its_wait => Waiting::ForWal,
                     _ => Waiting::NotKnown,
                 };
+                let is_old = relay_told.is_none_or(|at| server.now().since(at) >= INTERVAL);
+                if schedule.awaits_replay(server.now(), INTERVAL) && is_old {
+                    relay_told = Some(server.now());
+                    schedule.relayed(standby.upstream(), server.now());
+                    prop_assert!(!schedule.is_cut_off() || !standby.upstream_receives);
+                }
                 if schedule.wants_record(running, waiting, server.now(), INTERVAL) {
+                    if schedule.in_flight.is_some_and(|flight| !flight.read) {
+                        repeats += 1;
+                        prop_assert!(!schedule.is_cut_off());
+                    }
                     let end = standby.written();
                     if server.now().since(schedule.last) >= INTERVAL {
                         safety += 1;
@@ -431,6 +510,7 @@ mod tests {
             }
             prop_assert_eq!(standby.builder, Builder::Consistent);
             prop_assert!(records <= 3, "{records} records, and {safety} for safety");
+            prop_assert!(repeats <= REPEATS, "{repeats} repeated");
         }
 
         /// The creator writes its own records after each wait, which nobody flushes but us and,
@@ -455,7 +535,7 @@ mod tests {
                 match step {
                     Step::Begin => server.begin(),
                     Step::End(choice) => server.end(choice),
-                    Step::Pause => server.now += TICK * 50,
+                    Step::Pause | Step::Absence => server.now += TICK * 50,
                     Step::Tick => server.now += TICK,
                 }
                 creator.go_on(&server);
@@ -502,6 +582,10 @@ mod tests {
         Look,
         /// Somebody else writes a record.
         Foreign,
+        /// The standby in between receives nothing any more.
+        CutOff,
+        /// It receives again.
+        Mend,
     }
 
     fn standby_step() -> impl Strategy<Value = StandbyStep> {
@@ -511,13 +595,18 @@ mod tests {
             1 => Just(StandbyStep::CatchUp),
             1 => Just(StandbyStep::Look),
             1 => Just(StandbyStep::Foreign),
+            1 => Just(StandbyStep::CutOff),
+            1 => Just(StandbyStep::Mend),
         ]
     }
 
-    /// A standby and the WAL that it has received: after each entry the transactions that run, and
-    /// some of the entries are records.
+    /// A standby of another one, and the WAL of their primary: after each entry the transactions that
+    /// run, and some of the entries are records.
     struct Standby {
         wal: Vec<(Running, Vec<Xid>, bool)>,
+        /// Whether the one in between receives, and how many entries it has.
+        upstream_receives: bool,
+        upstream_received: usize,
         /// How many entries it has replayed.
         position: usize,
         builder: Builder,
@@ -531,6 +620,8 @@ mod tests {
         fn new(server: &Server, horizon: Xid) -> Self {
             Self {
                 wal: vec![(server.running(), server.running.clone(), false)],
+                upstream_receives: true,
+                upstream_received: 1,
                 position: 1,
                 builder: Builder::Start(horizon),
                 waits_for: Vec::new(),
@@ -548,8 +639,22 @@ mod tests {
                 .push((server.running(), server.running.clone(), true));
         }
 
+        fn relay(&mut self) {
+            if self.upstream_receives {
+                self.upstream_received = self.wal.len();
+            }
+        }
+
+        /// What the one in between says of itself.
+        fn upstream(&self) -> Relay {
+            Relay {
+                received: Lsn::new(self.upstream_received as u64),
+                receives: self.upstream_receives,
+            }
+        }
+
         fn replay(&mut self, count: usize) {
-            for _ in 0..count.min(self.wal.len() - self.position) {
+            for _ in 0..count.min(self.upstream_received - self.position) {
                 if self.wal[self.position].2 {
                     self.unread.push(self.position);
                 }
@@ -711,6 +816,39 @@ mod tests {
         schedule.replayed(Lsn::new(50), idle(), at(61));
         assert!(!wants(&schedule, idle(), Waiting::ForWal, 70));
         assert!(wants(&schedule, idle(), Waiting::ForWal, 71));
+    }
+
+    fn relay(received: u64, receives: bool) -> Relay {
+        Relay {
+            received: Lsn::new(received),
+            receives,
+        }
+    }
+
+    #[test]
+    fn a_record_on_its_way_through_a_standby_is_repeated_twice_at_most() {
+        let mut schedule = Schedule::without_record(xid(700), at(0));
+        let wants =
+            |schedule: &Schedule, seconds| wants(schedule, idle(), Waiting::ForWal, seconds);
+        schedule.requested(Lsn::new(50), None, at(0));
+        schedule.relayed(relay(49, true), at(9));
+        assert!(!wants(&schedule, 60), "it was not asked for lately");
+        for repeat in 1..=i64::from(REPEATS) {
+            let now = repeat * 10;
+            schedule.relayed(relay(60, true), at(now));
+            assert!(!wants(&schedule, now), "it has come so far");
+            schedule.relayed(relay(49, false), at(now));
+            assert!(schedule.is_cut_off());
+            schedule.relayed(relay(49, true), at(now));
+            assert!(!schedule.is_cut_off());
+            assert!(wants(&schedule, now));
+            schedule.requested(Lsn::new(50), None, at(now));
+            assert!(schedule.awaits_replay(at(now), INTERVAL), "of the first");
+        }
+        schedule.relayed(relay(49, true), at(3600));
+        assert!(!wants(&schedule, 3600));
+        schedule.replayed(Lsn::new(50), idle(), at(3600));
+        assert!(wants(&schedule, 3610), "as any that has arrived");
     }
 
     #[test]

@@ -74,7 +74,7 @@ fn of_slot(slot: Slot, known: &Known, now: Timestamp) -> Status {
             }
         }
         Progress::Usable => of_usable(slot, known),
-        Progress::NotSyncReady => of_copy(slot, known),
+        Progress::NotSyncReady => of_copy(slot, known, now),
         Progress::LeftBehind(_) | Progress::Invalidated(_) => Status {
             advice: advice::on_slot(&slot),
             ..bare(slot, State::Lost)
@@ -164,13 +164,13 @@ fn of_usable(slot: Slot, known: &Known) -> Status {
     }
 }
 
-fn of_copy(slot: Slot, known: &Known) -> Status {
+fn of_copy(slot: Slot, known: &Known, now: Timestamp) -> Status {
     let copy = known.watch.copies.get(&slot.name);
     Status {
         state_since: copy.map(|copy| copy.since),
         nudges: copy.map_or(0, |copy| copy.nudges),
         last_nudge: copy.and_then(|copy| copy.last_nudge),
-        advice: advice::on_copy(&slot.name, copy, &known.watch.upstream),
+        advice: advice::on_copy(&slot.name, copy, &known.watch.upstream, now),
         ..bare(slot, State::NotSyncReady)
     }
 }

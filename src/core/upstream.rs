@@ -51,10 +51,21 @@ pub struct Look {
     pub transactions: Vec<Transaction>,
     /// The end of its WAL, where it writes its own.
     pub position: Option<Lsn>,
+    /// Where it is itself a standby.
+    pub relay: Option<Relay>,
     /// The role that may not see what sessions of others do.
     pub blind: Option<String>,
     /// Its logical slots.
     pub slots: Vec<RemoteSlot>,
+}
+
+/// What a standby has to send on to its own standbys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// The end of what it has received, or replayed from an archive.
+    pub received: Lsn,
+    /// Whether its WAL receiver is connected.
+    pub receives: bool,
 }
 
 /// A record that was written for us.
@@ -70,8 +81,11 @@ pub struct Record {
 pub struct RemoteSlot {
     pub name: SlotName,
     pub restart_lsn: Option<Lsn>,
+    pub confirmed_flush_lsn: Option<Lsn>,
     /// Whether a consumer is connected to it.
     pub active: bool,
+    /// Whether that one gets nothing before standbys have it (`synchronized_standby_slots`).
+    pub waits_for_standbys: bool,
 }
 
 /// Why the upstream did not do what it was asked for.
@@ -233,6 +247,8 @@ pub struct Introduction {
     pub sees_all: bool,
     /// The end of its WAL, where it writes its own.
     pub position: Option<Lsn>,
+    /// Where it is itself a standby.
+    pub relay: Option<Relay>,
     pub next_xid: Xid,
     /// `slot_self_heal.enabled`, and on without it.
     pub is_enabled: bool,
@@ -687,6 +703,7 @@ mod tests {
             may_use_core: Some(true),
             sees_all: false,
             position: Some(Lsn::new(100)),
+            relay: None,
             next_xid: Xid::new(700).expect("a normal xid"),
             is_enabled: true,
             blocker_action: "report".into(),

@@ -394,6 +394,7 @@ impl Upstream {
                 .then(|| introduction.role.clone()),
             transactions,
             position: introduction.position,
+            relay: introduction.relay,
             slots: self.query(REMOTE_SLOTS, |row| row.into_remote_slot(), call)?,
         })
     }

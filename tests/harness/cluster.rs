@@ -585,6 +585,12 @@ impl Cluster {
         self.freeze("walwriter")
     }
 
+    /// Stops the WAL receiver, which stays connected and receives nothing.
+    #[track_caller]
+    pub fn freeze_wal_receiver(&self) -> Frozen {
+        self.freeze("walreceiver")
+    }
+
     /// While it rests, and so holds no lock.
     #[track_caller]
     fn freeze(&self, process: &str) -> Frozen {

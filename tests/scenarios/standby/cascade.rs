@@ -1,9 +1,13 @@
 //! A standby of a standby: the request goes up hop by hop, or straight to the
 //! primary.
 
-use harness::{Cluster, Creation, Creator, Frozen, Lsn, Setup, free_port};
+use std::time::{Duration, Instant};
 
-use super::{Pair, SLOT, TRY_SOON, ask, ask_now, check_hint};
+use harness::{
+    Cluster, Creation, Creator, Frozen, Lsn, PATIENCE, Setup, for_a_while, free_port, wait_until,
+};
+
+use super::{Pair, RECEIVE_SOON, SLOT, TRY_SOON, ask, ask_now, check_hint};
 use crate::{Major, primary};
 
 on_majors_with_standby_slots!(
@@ -16,6 +20,9 @@ on_majors_with_standby_slots!(
     upstream_with_trouble_of_its_own,
     both_standbys_at_once,
     standby_that_names_itself,
+    upstream_that_receives_nothing,
+    upstream_whose_receiver_comes_again,
+    upstream_that_is_silent,
 );
 
 /// `last` is a standby of `middle`, which is one of `primary`.
@@ -23,14 +30,14 @@ struct Chain {
     // dropped in this order
     last: Cluster,
     middle: Cluster,
-    _frozen: Frozen,
+    frozen: Option<Frozen>,
     primary: Cluster,
 }
 
 impl Chain {
     #[track_caller]
     fn of(primary: Cluster, middle: Setup, last: Setup) -> Chain {
-        let frozen = primary.freeze_bgwriter();
+        let frozen = Some(primary.freeze_bgwriter());
         let middle = middle.standby_of(&primary);
         middle.wait_for_replay_of(&primary);
         let last = last.standby_of(&middle);
@@ -38,7 +45,7 @@ impl Chain {
         Chain {
             last,
             middle,
-            _frozen: frozen,
+            frozen,
             primary,
         }
     }
@@ -205,4 +212,98 @@ fn both_standbys_at_once(major: Major) {
     pair.finish(&mut near);
     let records = pair.records_since(before);
     assert!((1..=6).contains(&records), "{records} records");
+}
+
+/// Often enough for many records while a scenario looks on.
+const OFTEN: &str = "slot_self_heal.nudge_interval = 500ms";
+
+/// A chain whose middle asks the primary for itself, whatever its WAL receiver
+/// does.
+#[track_caller]
+fn chain_that_asks_often(primary: Cluster, middle: Setup) -> Chain {
+    let middle = middle.conf(&ask(primary.login()));
+    let last = Setup::new(primary.major())
+        .conf("slot_self_heal.primary_conninfo = ''")
+        .conf(OFTEN);
+    Chain::of(primary, middle, last)
+}
+
+/// The states that a slot is shown in for a while.
+#[track_caller]
+fn states_for_a_while(standby: &Cluster) -> Vec<String> {
+    let mut states = Vec::new();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        let status = standby.status(SLOT).expect("it is being created");
+        if states.last() != Some(&status.state) {
+            states.push(status.state);
+        }
+    }
+    states
+}
+
+/// The record is written on the primary and gets no further, however often it
+/// were asked for.
+fn upstream_that_receives_nothing(major: Major) {
+    let chain = chain_that_asks_often(primary(major), Setup::new(major).conf(RECEIVE_SOON));
+    let conninfo = chain.middle.value("SHOW primary_conninfo");
+    let nobody = format!("'host=127.0.0.1 port={} user=postgres'", free_port());
+    chain.middle.set("primary_conninfo", &nobody);
+    chain.middle.wait_until_sql(
+        "the WAL receiver to end",
+        "NOT EXISTS (SELECT FROM pg_stat_wal_receiver)",
+    );
+    let before = chain.primary.insert_lsn();
+    let creation = chain.create();
+    let status = chain.last.wait_for_state(SLOT, "waiting_for_replay");
+    assert!(status.detail().contains("upstream standby"), "{status:#?}");
+    check_hint(status.hint());
+    assert!(status.hint().contains("on the upstream"), "{status:#?}");
+    // where it is to be pasted it tells that there is none
+    let told = chain.middle.paste_as_one("postgres", status.hint());
+    assert!(told.contains("(0 rows)"), "{told}");
+    assert_eq!(states_for_a_while(&chain.last), ["waiting_for_replay"]);
+    assert_eq!(chain.primary.running_xacts_since(before).len(), 1);
+
+    let conninfo = conninfo.replace('\'', "''");
+    chain
+        .middle
+        .set("primary_conninfo", &format!("'{conninfo}'"));
+    chain.finish(creation);
+    assert_eq!(chain.primary.running_xacts_since(before).len(), 1);
+    let finished = chain.last.wait_for_end_of(SLOT);
+    assert_eq!(finished.nudges, 1);
+    assert!(
+        finished.waited_for_replay > finished.waited_for_record,
+        "{finished:#?}"
+    );
+}
+
+/// As after a restart of the primary: the WAL receiver tries again in
+/// `wal_retrieve_retry_interval`, and all is well.
+fn upstream_whose_receiver_comes_again(major: Major) {
+    let mut chain = chain_that_asks_often(primary(major), Setup::new(major));
+    chain.frozen = None;
+    chain.primary.restart();
+    chain.frozen = Some(chain.primary.freeze_bgwriter());
+    let before = chain.primary.insert_lsn();
+    let creation = chain.create();
+    chain.finish(creation);
+    assert_eq!(chain.primary.running_xacts_since(before).len(), 1);
+}
+
+/// Nothing tells that its WAL receiver will never receive anything.
+fn upstream_that_is_silent(major: Major) {
+    let chain = chain_that_asks_often(primary(major), Setup::new(major));
+    let silent = chain.middle.freeze_wal_receiver();
+    let before = chain.primary.insert_lsn();
+    let records = || chain.primary.running_xacts_since(before).len();
+    let creation = chain.create();
+    chain.last.wait_for_state(SLOT, "waiting_for_replay");
+    wait_until("the last record", PATIENCE, || records() == 3);
+    assert_eq!(states_for_a_while(&chain.last), ["waiting_for_replay"]);
+    for_a_while();
+    assert_eq!(records(), 3);
+    drop(silent);
+    chain.finish(creation);
 }

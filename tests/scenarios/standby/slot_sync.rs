@@ -3,7 +3,7 @@
 //! past what the standby still has; and on a primary at rest a slot moves on
 //! no more than a creation does.
 
-use harness::{Cluster, PATIENCE, Process, Setup, for_a_while, wait_until};
+use harness::{Cluster, PATIENCE, Process, Setup, Signal, for_a_while, wait_until};
 
 use super::{Pair, SLOT, ask_now, check_hint};
 use crate::{Major, primary};
@@ -12,6 +12,8 @@ on_majors_with_slot_sync!(
     with_a_consumer,
     without_a_consumer,
     without_an_upstream_to_ask,
+    with_a_silent_consumer,
+    with_a_consumer_that_waits_for_standbys,
 );
 
 /// A primary with a failover slot that lags behind, and a standby that copies
@@ -117,4 +119,74 @@ fn without_an_upstream_to_ask(major: Major) {
     for_a_while();
     for_a_while();
     assert!(refused() - before <= 2, "{before}, then {}", refused());
+}
+
+/// Often enough for more records than are of use.
+const OFTEN: (&str, &str) = ("slot_self_heal.nudge_interval", "'500ms'");
+
+/// It is connected, and confirms nothing.
+fn with_a_silent_consumer(major: Major) {
+    let pair = standby_that_syncs(major);
+    let consumer = consume(&pair);
+    pair.primary.wait_until_sql(
+        "the consumer to be connected",
+        "EXISTS (SELECT FROM pg_replication_slots WHERE slot_type = 'logical' AND active)",
+    );
+    consumer.pid().signal(Signal::Stop);
+    let before = pair.primary.insert_lsn();
+    pair.standby.set(OFTEN.0, OFTEN.1);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "that it is in vain", |status| {
+            status.detail().contains("has confirmed nothing for")
+        });
+    assert!(status.detail().contains("3 running-xacts records"));
+    assert_eq!(status.nudges, Some(3));
+    check_hint(status.hint());
+    let told = pair.primary.paste_as_one("postgres", status.hint());
+    assert!(told.contains("streaming"), "{told}");
+    for_a_while();
+    assert_eq!(pair.records_since(before), 3);
+
+    consumer.pid().signal(Signal::Cont);
+    wait_until("the slot's copy to be kept", 2 * PATIENCE, || {
+        is_kept(&pair.standby)
+    });
+    pair.standby.wait_for_state(SLOT, "ready");
+    // Pasted too late, it only looks.
+    pair.primary.paste_as_one("postgres", status.hint());
+}
+
+/// Of which one is away for good.
+fn with_a_consumer_that_waits_for_standbys(major: Major) {
+    let pair = standby_that_syncs(major);
+    pair.primary
+        .run("SELECT pg_create_physical_replication_slot('away', true)");
+    pair.primary
+        .set("synchronized_standby_slots", "'standby, away'");
+    let consumer = consume(&pair);
+    pair.commit_something();
+    pair.primary.wait_until_sql(
+        "the consumer to wait for standbys",
+        "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'WaitForStandbyConfirmation')",
+    );
+    pair.standby.set(OFTEN.0, OFTEN.1);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "what it waits for", |status| {
+            status.detail().contains("synchronized_standby_slots")
+        });
+    check_hint(status.hint());
+    let told = pair.primary.paste_as_one("postgres", status.hint());
+    for name in ["away", "standby, away"] {
+        assert!(told.contains(name), "{told}");
+    }
+    pair.check_that_no_record_is_written();
+
+    pair.primary.set("synchronized_standby_slots", "'standby'");
+    wait_until("the slot's copy to be kept", 2 * PATIENCE, || {
+        is_kept(&pair.standby)
+    });
+    pair.standby.wait_for_state(SLOT, "ready");
+    drop(consumer);
 }
