@@ -208,6 +208,15 @@ impl Psql {
     ) -> Check {
         self.0.type_line("ROLLBACK;");
         let xid = self.begin(cluster, application, Some(before));
+        // a statement, which a cancel would end
+        self.0.type_line("SELECT pg_sleep(3600);");
+        cluster.wait_until_sql(
+            "the statement",
+            &format!(
+                "EXISTS (SELECT FROM pg_stat_activity \
+                 WHERE backend_xid = '{xid}' AND wait_event = 'PgSleep')"
+            ),
+        );
         Box::new(move |cluster| {
             let goes_on =
                 format!("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{xid}')");
@@ -266,7 +275,7 @@ fn holder_of_a_lock(major: Major) -> Case {
 
 /// A statement that waits for a lock, in a transaction that has its xid.
 #[track_caller]
-fn start_waiting(cluster: &Cluster, sql: &str) -> harness::Running {
+pub(crate) fn start_waiting(cluster: &Cluster, sql: &str) -> harness::Running {
     let mut session = cluster.login().application("migration").connect();
     session.run("BEGIN");
     session.run("SELECT pg_current_xact_id()");

@@ -6,6 +6,7 @@ use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
     blockers::{end_as_told, primary_for, wait_until_named},
+    pasted::start_waiting,
     primary,
 };
 
@@ -20,6 +21,7 @@ on_majors_with_standby_slots!(
     on_the_standby_itself,
     names_that_would_like_to_be_run,
     without_pg_read_all_stats,
+    holder_of_a_lock,
 );
 
 /// Waits until the creation is seen to wait for these and no others.
@@ -254,5 +256,30 @@ fn without_pg_read_all_stats(major: Major) {
             }) && !status.hint().contains("GRANT")
         });
     session.run("COMMIT");
+    pair.finish(&mut creation);
+}
+
+/// The blocker waits for a lock of a session without an xid, both on the primary.
+fn holder_of_a_lock(major: Major) {
+    let pair = Pair::start(major);
+    pair.primary.run("CREATE TABLE orders (id int)");
+    let mut reader = pair.primary.connect();
+    reader.run("BEGIN");
+    reader.run("SELECT FROM orders");
+    let mut waiter = start_waiting(&pair.primary, "LOCK TABLE orders");
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "who holds the lock", |status| {
+            status.blockers.first().is_some_and(|blocker| {
+                blocker.pid == Some(waiter.pid()) && blocker.waits_for == [reader.pid()]
+            })
+        });
+    check_hint(status.hint());
+    assert!(status.hint().contains("on the primary"), "{status:#?}");
+    let detail = format!("It waits for a lock of pid {} ", reader.pid());
+    assert!(status.detail().contains(&detail), "{status:#?}");
+    pair.primary.paste_as_one("postgres", status.hint());
+    waiter.result().expect("it could go on");
     pair.finish(&mut creation);
 }
