@@ -20,7 +20,8 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
            AS has_archive,
        (pg_catalog.date_part('epoch', pg_catalog.current_setting('recovery_min_apply_delay')::pg_catalog.interval)
            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS apply_delay,
-       pg_catalog.current_setting('max_standby_streaming_delay') AS conflict_delay,
+       pg_catalog.current_setting('max_standby_streaming_delay') AS streaming_delay,
+       pg_catalog.current_setting('max_standby_archive_delay') AS archive_delay,
        CASE WHEN s.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
             THEN (SELECT pg_catalog.string_agg(h.pid::pg_catalog.text, ',')
                     FROM pg_catalog.pg_locks AS w

@@ -16,7 +16,7 @@ use super::observation::{
 use super::pause::{Pause, Raised, TooLow};
 use super::policy::{Limit, Limits};
 use super::remedy;
-use super::replay::{Obstacle, Replay};
+use super::replay::{ConflictEnd, Obstacle, Replay};
 use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
 use super::upstream::{RemoteSlot, Upstream, name_the_primary};
@@ -542,9 +542,25 @@ impl Part for Pids<'_> {
 }
 
 fn ends_conflict(replay: Option<&Replay>) -> String {
-    match replay.and_then(Replay::conflict_ends_after) {
-        Some(delay) => format!("Postgres cancels what is in the way after {delay}"),
-        None => "max_standby_streaming_delay is -1, so this does not end by itself".into(),
+    let after = |delay: Option<&str>| match delay {
+        Some(delay) => format!("after {delay}"),
+        None => "never".to_owned(),
+    };
+    match replay.map(Replay::conflict_end) {
+        None => "how long, slot_self_heal cannot tell".into(),
+        Some(ConflictEnd::After(delay, setting)) => {
+            format!("Postgres cancels what is in the way after {delay} ({setting})")
+        }
+        Some(ConflictEnd::Never(settings)) => {
+            format!("this does not end by itself ({settings}: -1)")
+        }
+        Some(ConflictEnd::NotKnown { streaming, archive }) => format!(
+            "Postgres cancels what is in the way {} if that WAL came from an archive or was here at \
+             the server's start (max_standby_archive_delay), {} if it was streamed \
+             (max_standby_streaming_delay)",
+            after(archive),
+            after(streaming)
+        ),
     }
 }
 

@@ -163,7 +163,8 @@ pub fn replay(replayed: u64) -> Replay {
         receives: true,
         has_archive: false,
         apply_delay: Duration::ZERO,
-        conflict_delay: "30s".into(),
+        streaming_delay: "30s".into(),
+        archive_delay: "30s".into(),
         waits_for: Vec::new(),
         is_certain: true,
     }

@@ -731,7 +731,8 @@ impl<'a> Row<'a> {
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
-            conflict_delay: self.required("conflict_delay")?,
+            streaming_delay: self.required("streaming_delay")?,
+            archive_delay: self.required("archive_delay")?,
             waits_for,
             is_certain: self.required("is_certain")?,
         })

@@ -25,7 +25,9 @@ pub struct Replay {
     /// `recovery_min_apply_delay`
     pub apply_delay: Duration,
     /// `max_standby_streaming_delay`, as the server shows it; `-1` is for ever.
-    pub conflict_delay: String,
+    pub streaming_delay: String,
+    /// `max_standby_archive_delay`
+    pub archive_delay: String,
     /// The processes that the startup process waits for: those that hold a lock or a snapshot in
     /// its way.
     pub waits_for: Vec<Pid>,
@@ -55,6 +57,23 @@ impl Conflict {
             replay.is_certain = last.is_certain;
         }
     }
+}
+
+/// How a setting of the server's is shown that stands for "never".
+const NEVER: &str = "-1";
+
+/// When Postgres cancels whom replay waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConflictEnd<'a> {
+    /// After this time, by this setting.
+    After(&'a str, &'static str),
+    /// By this setting, or these two.
+    Never(&'static str),
+    /// After the one time or the other, `None` being never.
+    NotKnown {
+        streaming: Option<&'a str>,
+        archive: Option<&'a str>,
+    },
 }
 
 /// Why what was written on the upstream does not arrive.
@@ -106,9 +125,27 @@ impl Replay {
         self.is_certain && self.waits_for.contains(&pid)
     }
 
-    /// Whether Postgres itself ends whom replay waits for, and after what time.
-    pub fn conflict_ends_after(&self) -> Option<&str> {
-        (self.conflict_delay != "-1").then_some(self.conflict_delay.as_str())
+    /// Whether Postgres itself ends whom replay waits for. That depends on where the WAL in question
+    /// came from (`GetStandbyLimitTime`, `standby.c`), which only the startup process knows: streamed
+    /// it is as long as there is a WAL receiver, which the startup process starts when it has no other
+    /// WAL left, and ends before it turns to another source (`WaitForWALToBecomeAvailable`,
+    /// `xlogrecovery.c`). Without one it may have been streamed before.
+    pub fn conflict_end(&self) -> ConflictEnd<'_> {
+        const STREAMING: &str = "max_standby_streaming_delay";
+        const ARCHIVE: &str = "max_standby_archive_delay";
+        let streaming = (self.streaming_delay != NEVER).then_some(self.streaming_delay.as_str());
+        let archive = (self.archive_delay != NEVER).then_some(self.archive_delay.as_str());
+        match (streaming, archive) {
+            (Some(delay), _) if self.receives => ConflictEnd::After(delay, STREAMING),
+            (None, _) if self.receives => ConflictEnd::Never(STREAMING),
+            (None, None) => {
+                ConflictEnd::Never("max_standby_streaming_delay and max_standby_archive_delay")
+            }
+            (Some(streaming), Some(archive)) if streaming == archive => {
+                ConflictEnd::After(archive, ARCHIVE)
+            }
+            (streaming, archive) => ConflictEnd::NotKnown { streaming, archive },
+        }
     }
 }
 
@@ -224,6 +261,28 @@ mod tests {
         assert_eq!(look(replay(100)), replay(100), "no nap's end lasts");
         assert_eq!(look(conflict(100)), conflict(100));
         assert_eq!(look(replay(101)), replay(101), "it got on");
+    }
+
+    #[test]
+    fn a_conflict_ends_by_the_setting_that_counts() {
+        let replay = |receives, streaming: &str, archive: &str| Replay {
+            receives,
+            streaming_delay: streaming.into(),
+            archive_delay: archive.into(),
+            ..replay(100)
+        };
+        let never = |receives, streaming, archive| {
+            matches!(
+                replay(receives, streaming, archive).conflict_end(),
+                ConflictEnd::Never(_)
+            )
+        };
+        assert!(never(true, "-1", "30s"));
+        assert!(!never(true, "30s", "-1"));
+        assert!(never(false, "-1", "-1"));
+        for (streaming, archive) in [("-1", "30s"), ("30s", "-1"), ("30s", "30s")] {
+            assert!(!never(false, streaming, archive), "{streaming} {archive}");
+        }
     }
 
     #[test]
