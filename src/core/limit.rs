@@ -229,7 +229,7 @@ mod tests {
             let mut seen = standby(milliseconds, vec![waiting()], 1000);
             if let Some(replay) = &mut seen.replay {
                 replay.streaming_delay = delay.into();
-                replay.waits_for = vec![creator().identity.pid];
+                replay.waits_for = vec![in_the_way(creator().identity.pid.get())];
             }
             seen
         };
