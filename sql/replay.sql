@@ -5,7 +5,8 @@
 -- all (GetConflictingVirtualXIDs, procarray.c), and does not tell which. Those
 -- with the oldest snapshot of their database may be among them, and are if no
 -- other database has any. Who holds a lock is looked up only while the startup
--- process waits for one.
+-- process waits for one. Sessions are told by their pids and the beginnings of
+-- their transactions.
 SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
        pg_catalog.pg_last_wal_receive_lsn() AS received,
        CASE WHEN pg_catalog.pg_is_in_recovery()
@@ -20,21 +21,32 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
            AS has_archive,
        (pg_catalog.date_part('epoch', pg_catalog.current_setting('recovery_min_apply_delay')::pg_catalog.interval)
            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS apply_delay,
-       pg_catalog.current_setting('max_standby_streaming_delay') AS conflict_delay,
+       pg_catalog.current_setting('max_standby_streaming_delay') AS streaming_delay,
+       pg_catalog.current_setting('max_standby_archive_delay') AS archive_delay,
+       s.wait_event AS startup_wait,
        CASE WHEN s.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
-            THEN (SELECT pg_catalog.string_agg(h.pid::pg_catalog.text, ',')
+            THEN (SELECT pg_catalog.string_agg(pg_catalog.concat(
+                             h.pid, ' ',
+                             pg_catalog.to_char(pg_catalog.timezone('UTC', a.xact_start),
+                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')), ',')
                     FROM pg_catalog.pg_locks AS w
                          JOIN pg_catalog.pg_locks AS h
                            ON h.locktype OPERATOR(pg_catalog.=) w.locktype
                           AND h.database IS NOT DISTINCT FROM w.database
                           AND h.relation IS NOT DISTINCT FROM w.relation
                           AND h.granted
+                         LEFT JOIN pg_catalog.pg_stat_activity AS a
+                                ON a.pid OPERATOR(pg_catalog.=) h.pid
                    WHERE w.pid OPERATOR(pg_catalog.=) s.pid
                      AND NOT w.granted
                      AND h.pid OPERATOR(pg_catalog.<>) w.pid)
             WHEN s.wait_event OPERATOR(pg_catalog.=) 'RecoveryConflictSnapshot'
-            THEN (SELECT pg_catalog.string_agg(h.pid::pg_catalog.text, ',')
+            THEN (SELECT pg_catalog.string_agg(pg_catalog.concat(
+                             h.pid, ' ',
+                             pg_catalog.to_char(pg_catalog.timezone('UTC', h.xact_start),
+                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')), ',')
                     FROM (SELECT a.pid,
+                                 a.xact_start,
                                  pg_catalog.rank() OVER (
                                      PARTITION BY a.datid
                                      ORDER BY pg_catalog.age(a.backend_xmin) DESC) AS seniority

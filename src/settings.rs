@@ -117,7 +117,7 @@ fn init_limits() {
     GucRegistry::define_bool_guc(
         c"slot_self_heal.cancel_blocking_replay",
         c"Cancels the creation of a slot on a standby that replay has waited for for 30 s.",
-        c"Only if max_standby_streaming_delay is -1, so that replay would wait without end.",
+        c"Only if replay would wait without end: max_standby_streaming_delay, or for WAL from an archive max_standby_archive_delay, is -1.",
         &CANCEL_BLOCKING_REPLAY,
         GucContext::Sighup,
         GucFlags::default(),

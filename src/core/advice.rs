@@ -7,16 +7,16 @@ use super::copy::UnreadyCopy;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::Episode;
 use super::guard::{Ending, Guard};
-use super::hint::{Hint, Identifier, Part, Setting, Text, comment, quote_literal, sql};
+use super::hint::{Comment, Hint, Identifier, Part, Setting, Text, comment, quote_literal, sql};
 use super::limit::ABANDONED_FOR;
 use super::locks::{Root, Session};
 use super::observation::{
-    CreatorIdentity, Holder, Pid, Progress, Role, Slot, SlotName, Subscription, Transaction,
+    CreatorIdentity, Holder, Progress, Role, Slot, SlotName, Subscription, Transaction,
 };
 use super::pause::{Pause, Raised, TooLow};
 use super::policy::{Limit, Limits};
 use super::remedy;
-use super::replay::{Obstacle, Replay};
+use super::replay::{ConflictEnd, InTheWay, Obstacle, Replay};
 use super::risk::Risk;
 use super::time::{Timestamp, in_bytes, in_words};
 use super::upstream::{RemoteSlot, Upstream, name_the_primary};
@@ -430,9 +430,48 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
              restore_command gives it, a whole segment at a time."
                 .to_owned(),
             Some(Hint::run(
-                sql!["SELECT pg_switch_wal();"],
-                comment!("on the primary: ends the segment"),
+                sql!["SELECT pg_log_standby_snapshot(); SELECT pg_switch_wal();"],
+                comment!(
+                    "on the primary: writes the record, and ends the segment that it is in, which is \
+                     archived then"
+                ),
             )),
+        ),
+        Some(Obstacle::RestoreHangs(time)) => (
+            format!(
+                "Waits for WAL that restore_command is to bring, which has run for {}. This standby \
+                 has no WAL receiver meanwhile.",
+                in_words(*time)
+            ),
+            Some(Hint::run(
+                sql!["SHOW restore_command;"],
+                comment!(
+                    "on this standby: does its archive answer? It must end by itself, and is tried \
+                     again then: killed, it would take this server down with it"
+                ),
+            )),
+        ),
+        Some(Obstacle::BufferPin) => (
+            format!(
+                "Waits for this standby's replay, which has to clean up a page that a session here \
+                 has in use, with a query or an open cursor; {}.",
+                ends_conflict(replay)
+            ),
+            Some(sessions_in_transactions(comment!(
+                "on this standby: one of these, which Postgres does not tell; it ends with its query, \
+                 or when its cursor moves on or is closed"
+            ))),
+        ),
+        Some(Obstacle::Tablespace) => (
+            format!(
+                "Waits for this standby's replay, which has to drop a tablespace where a session \
+                 here has temporary files, and waits for all that were in a transaction then; {}.",
+                ends_conflict(replay)
+            ),
+            Some(sessions_in_transactions(comment!(
+                "on this standby: those that began before it came to that; it ends with their \
+                 transactions"
+            ))),
         ),
         Some(Obstacle::CutOff) => (
             "Waits for WAL, and this standby receives none: its WAL receiver is not running."
@@ -442,36 +481,30 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                  to it, does the slot in primary_slot_name exist there?"
             ))),
         ),
-        Some(Obstacle::Conflict(pids)) => {
-            let terminate = |pid: &Pid| {
-                Hint::run(
-                    sql!["SELECT pg_terminate_backend(", *pid, ");"],
-                    comment!("on this standby"),
-                )
-            };
-            let hint = pids.iter().take(REMEDIES).map(terminate);
+        Some(Obstacle::Conflict(sessions)) => {
+            let hints = sessions.iter().take(REMEDIES).map(remedy::of_conflict);
             (
                 format!(
                     "Waits for this standby's replay, which waits for other sessions here (pid \
                      {}); {}.",
-                    listed(pids),
+                    listed(sessions),
                     ends_conflict(replay)
                 ),
-                hint.reduce(Hint::then),
+                hints.reduce(Hint::then),
             )
         }
-        Some(Obstacle::UncertainConflict(pids)) => (
+        Some(Obstacle::UncertainConflict(sessions)) => (
             format!(
                 "Waits for this standby's replay, which waits for a snapshot of one or more \
                  sessions here (among them, maybe, pid {}); {}.",
-                listed(pids),
+                listed(sessions),
                 ends_conflict(replay)
             ),
             Some(Hint::run(
                 sql![
                     "SELECT pid, datname, usename, backend_xmin, xact_start, query FROM \
                      pg_stat_activity WHERE pid IN (",
-                    Pids(pids),
+                    Pids(sessions),
                     ");"
                 ],
                 comment!("on this standby: those of one of these databases are in the way"),
@@ -619,13 +652,13 @@ fn raise(too_low: &[TooLow]) -> Hint {
     }
 }
 
-fn listed(pids: &[Pid]) -> String {
-    let list: Vec<String> = pids.iter().map(Pid::to_string).collect();
+fn listed(sessions: &[InTheWay]) -> String {
+    let list: Vec<String> = sessions.iter().map(|one| one.pid.to_string()).collect();
     list.join(", ")
 }
 
 /// A list of pids in a statement.
-struct Pids<'a>(&'a [Pid]);
+struct Pids<'a>(&'a [InTheWay]);
 
 impl Part for Pids<'_> {
     fn write(&self, sql: &mut String) {
@@ -633,10 +666,38 @@ impl Part for Pids<'_> {
     }
 }
 
+/// Among whom somebody is in the way, and whoever looks can tell better who.
+fn sessions_in_transactions(comment: Comment) -> Hint {
+    Hint::run(
+        sql![
+            "SELECT pid, datname, usename, state, xact_start, query FROM pg_stat_activity WHERE \
+             xact_start IS NOT NULL AND backend_type = 'client backend' AND pid <> \
+             pg_backend_pid() ORDER BY xact_start;"
+        ],
+        comment,
+    )
+}
+
 fn ends_conflict(replay: Option<&Replay>) -> String {
-    match replay.and_then(Replay::conflict_ends_after) {
-        Some(delay) => format!("Postgres cancels what is in the way after {delay}"),
-        None => "max_standby_streaming_delay is -1, so this does not end by itself".into(),
+    let after = |delay: Option<&str>| match delay {
+        Some(delay) => format!("after {delay}"),
+        None => "never".to_owned(),
+    };
+    match replay.map(Replay::conflict_end) {
+        None => "how long, slot_self_heal cannot tell".into(),
+        Some(ConflictEnd::After(delay, setting)) => {
+            format!("Postgres cancels what is in the way after {delay} ({setting})")
+        }
+        Some(ConflictEnd::Never(settings)) => {
+            format!("this does not end by itself ({settings}: -1)")
+        }
+        Some(ConflictEnd::NotKnown { streaming, archive }) => format!(
+            "Postgres cancels what is in the way {} if that WAL came from an archive or was here at \
+             the server's start (max_standby_archive_delay), {} if it was streamed \
+             (max_standby_streaming_delay)",
+            after(archive),
+            after(streaming)
+        ),
     }
 }
 
@@ -650,7 +711,7 @@ fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
             ends_conflict(replay)
         )),
         hint: Some(Hint::run(
-            sql!["SELECT pg_cancel_backend(", creator, ");"],
+            remedy::cancel_creation(episode),
             comment!(
                 "on this standby: ends the creation. Over the replication protocol it holds no \
                  snapshot; hot_standby_feedback = on avoids the conflict"

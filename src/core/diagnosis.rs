@@ -376,17 +376,17 @@ mod tests {
 
     #[test]
     fn on_a_standby_it_waits_for_what_comes_first() {
-        let creator = creator().identity.pid;
+        let creator = || in_the_way(creator().identity.pid.get());
         assert_eq!(state(990, |_| {}), State::WaitingForTransactions);
         let delays = |replay: &mut Replay| replay.apply_delay = Duration::from_secs(3600);
         assert_eq!(state(990, delays), State::WaitingForTransactions);
         assert_eq!(state(1000, delays), State::WaitingForReplay);
         let pauses = |replay: &mut Replay| replay.pause = Some(Pause::Asked);
         assert_eq!(state(990, pauses), State::WaitingForReplay);
-        let conflicts = |replay: &mut Replay| replay.waits_for = vec![creator];
+        let conflicts = |replay: &mut Replay| replay.waits_for = vec![creator()];
         assert_eq!(state(990, conflicts), State::BlockingReplay);
         let may_conflict = |replay: &mut Replay| {
-            replay.waits_for = vec![creator];
+            replay.waits_for = vec![creator()];
             replay.is_certain = false;
         };
         assert_eq!(state(990, may_conflict), State::WaitingForReplay);

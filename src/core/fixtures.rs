@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::locks::Session;
 use super::observation::*;
 use super::policy::OwnLimits;
-use super::replay::Replay;
+use super::replay::{InTheWay, Replay, StartupWait};
 use super::time::Timestamp;
 use super::upstream::Look;
 use super::watch::Watch;
@@ -155,6 +155,13 @@ pub fn standby(milliseconds: i64, slots: Vec<Slot>, oldest: u32) -> Observation 
     observation
 }
 
+pub fn in_the_way(number: i32) -> InTheWay {
+    InTheWay {
+        pid: pid(number),
+        xact_start: Some("2026-11-22T21:00:00.000001+00:00".into()),
+    }
+}
+
 pub fn replay(replayed: u64) -> Replay {
     Replay {
         replayed: Lsn::new(replayed),
@@ -163,8 +170,11 @@ pub fn replay(replayed: u64) -> Replay {
         receives: true,
         has_archive: false,
         apply_delay: Duration::ZERO,
-        conflict_delay: "30s".into(),
+        streaming_delay: "30s".into(),
+        archive_delay: "30s".into(),
         waits_for: Vec::new(),
+        startup_wait: StartupWait::Other,
+        restores_for: Duration::ZERO,
         is_certain: true,
     }
 }

@@ -9,6 +9,7 @@ use super::diagnosis::State;
 use super::episode::Episode;
 use super::observation::Observation;
 use super::policy::{Limit, Limits};
+use super::replay::ConflictEnd;
 use super::time::{Timestamp, in_bytes, in_words};
 
 /// How long a client must have been gone.
@@ -80,7 +81,7 @@ pub fn exceeded(episode: &Episode, limits: &Limits, observation: &Observation) -
     let waits_for_good = observation
         .replay
         .as_ref()
-        .is_some_and(|replay| replay.conflict_ends_after().is_none());
+        .is_some_and(|replay| matches!(replay.conflict_end(), ConflictEnd::Never(_)));
     let blocks_replay = episode.state == State::BlockingReplay
         && waits_for_good
         && now.since(episode.state_since) >= BLOCKED_REPLAY_FOR;
@@ -227,8 +228,8 @@ mod tests {
         let at = |milliseconds| {
             let mut seen = standby(milliseconds, vec![waiting()], 1000);
             if let Some(replay) = &mut seen.replay {
-                replay.conflict_delay = delay.into();
-                replay.waits_for = vec![creator().identity.pid];
+                replay.streaming_delay = delay.into();
+                replay.waits_for = vec![in_the_way(creator().identity.pid.get())];
             }
             seen
         };

@@ -12,7 +12,7 @@ use super::guard::{Answer, Standing, Verdict};
 use super::locks::{LockWait, LockWaiter, Session};
 use super::pause::{Pause, SettingHere};
 use super::policy::OwnLimits;
-use super::replay::Replay;
+use super::replay::{InTheWay, Replay, StartupWait};
 use super::time::Timestamp;
 use super::upstream::{Introduction, Look, Relay, RemoteSlot};
 use super::xid::{Lsn, Xid};
@@ -680,6 +680,22 @@ impl<'a> Row<'a> {
         Ok(pids)
     }
 
+    /// A list of pids, each with the beginning of its transaction, if it is in one. Each once.
+    fn in_the_way(&mut self) -> Result<Vec<InTheWay>, UnreadableRow> {
+        let list = self.text("waits_for")?;
+        let read = |text: &str| {
+            let (pid, xact_start) = text.split_once(' ')?;
+            Some(InTheWay {
+                pid: Pid::new(pid.parse().ok()?)?,
+                xact_start: (!xact_start.is_empty()).then(|| xact_start.to_owned()),
+            })
+        };
+        let mut all: Vec<InTheWay> = list.split(',').filter_map(read).collect();
+        all.sort_by_key(|one| one.pid.get());
+        all.dedup_by_key(|one| one.pid);
+        Ok(all)
+    }
+
     /// Reads a row of `sql/lock_holders.sql`.
     pub fn into_lock_waiter(mut self) -> Result<LockWaiter, UnreadableRow> {
         let prepared = self.text("waits_for_prepared")?;
@@ -721,7 +737,8 @@ impl<'a> Row<'a> {
 
     /// Reads the row of `sql/replay.sql`.
     pub fn into_replay(mut self) -> Result<Replay, UnreadableRow> {
-        let waits_for = self.pids("waits_for")?;
+        let waits_for = self.in_the_way()?;
+        let startup_wait = self.text("startup_wait")?;
         Ok(Replay {
             // NULL only before anything was replayed, when nobody can be connected yet.
             replayed: self.optional("replayed")?.unwrap_or(Lsn::new(0)),
@@ -731,8 +748,12 @@ impl<'a> Row<'a> {
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
-            conflict_delay: self.required("conflict_delay")?,
+            streaming_delay: self.required("streaming_delay")?,
+            archive_delay: self.required("archive_delay")?,
             waits_for,
+            startup_wait: StartupWait::from_wait_event(&startup_wait),
+            // One look tells nothing of that.
+            restores_for: Duration::ZERO,
             is_certain: self.required("is_certain")?,
         })
     }

@@ -9,6 +9,7 @@ use super::guard::Ending;
 use super::hint::{Hint, Identifier, Literal, Sql, Text, comment, quote_literal, sql};
 use super::locks::{self, Root, Session};
 use super::observation::{Access, Holder, Pid, Role, Slot, SlotName, Subscription, Transaction};
+use super::replay::InTheWay;
 use super::time::Timestamp;
 use super::xid::{Lsn, Xid};
 
@@ -461,6 +462,21 @@ fn end_prepared(xid: Xid, gid: &str, database: &str, is_known: bool, place: &str
             ],
             comment!("{place}and run what it says, in {database}"),
         )
+    }
+}
+
+/// On a session that a standby's replay waits for: ends it as long as it is in that transaction.
+pub fn of_conflict(session: &InTheWay) -> Hint {
+    let pid = session.pid;
+    match &session.xact_start {
+        Some(xact_start) => Hint::run(
+            tell(
+                Ending::Terminate,
+                sql!["pid = ", pid, " AND xact_start = ", Literal(xact_start)],
+            ),
+            comment!("on this standby: pid {pid}"),
+        ),
+        None => Hint::say(comment!("on this standby: pid {pid} is just ending")),
     }
 }
 

@@ -485,11 +485,12 @@ mod tests {
     #[test]
     fn a_deadlock_with_replay_is_told_once() {
         let mut watch = Watch::default();
-        let mut look = |milliseconds, others: &[Pid]| {
+        let mut look = |milliseconds, others: &[i32]| {
             let slots = vec![building("x", CreatorWait::Wal)];
             let mut seen = standby(milliseconds, slots, 1000);
             if let Some(replay) = &mut seen.replay {
-                replay.waits_for = vec![creator().identity.pid];
+                replay.waits_for = vec![in_the_way(creator().identity.pid.get())];
+                let others = others.iter().map(|&other| in_the_way(other));
                 replay.waits_for.extend(others);
             }
             watch.update(&seen).len()
@@ -497,7 +498,7 @@ mod tests {
         assert_eq!(look(0, &[]), 0);
         assert_eq!(look(1000, &[]), 1);
         // Whose snapshot is as old as the creator's, for a moment.
-        assert_eq!(look(60_000, &[pid(99)]), 0);
+        assert_eq!(look(60_000, &[99]), 0);
         assert_eq!(look(120_000, &[]), 0);
     }
 

@@ -74,7 +74,7 @@ impl Scanner {
             blockers,
         );
         if let Some(replay) = &mut observation.replay {
-            self.conflict.bridge(replay);
+            self.conflict.bridge(replay, observation.at);
         }
         Ok(observation)
     }

@@ -591,9 +591,25 @@ impl Cluster {
         self.freeze("walreceiver")
     }
 
+    /// Ends the WAL receiver, which pg_terminate_backend() does not.
+    #[track_caller]
+    pub fn end_wal_receiver(&self) {
+        let receiver = self.resting("walreceiver");
+        receiver.signal(Signal::Term);
+        wait_until("the WAL receiver to end", PATIENCE, || !receiver.is_alive());
+    }
+
     /// While it rests, and so holds no lock.
     #[track_caller]
     fn freeze(&self, process: &str) -> Frozen {
+        let pid = self.resting(process);
+        pid.signal(Signal::Stop);
+        Frozen(pid)
+    }
+
+    /// Waits until a process of the server's own has nothing to do.
+    #[track_caller]
+    fn resting(&self, process: &str) -> Pid {
         let sql = format!(
             "SELECT pid FROM pg_stat_activity \
              WHERE backend_type = '{process}' AND wait_event_type = 'Activity'"
@@ -602,9 +618,7 @@ impl Cluster {
             self.observe(|session| session.maybe(&sql))
                 .ok_or_else(|| "it does not".to_owned())
         });
-        let pid = Pid(pid.parse().expect("a pid is a number"));
-        pid.signal(Signal::Stop);
-        Frozen(pid)
+        Pid(pid.parse().expect("a pid is a number"))
     }
 
     // -- the extension --

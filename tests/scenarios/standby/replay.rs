@@ -1,11 +1,11 @@
 //! The record is written, and the standby does not come to replay it.
 
-use harness::{Creator, PATIENCE, Setup, free_port, wait_until};
+use harness::{Creator, PATIENCE, Session, Setup, free_port, wait_until};
 
 use super::{
     Pair, RECEIVE_SOON, SLOT, ask, check_hint, startup_process_waits, wait_for_startup_process,
 };
-use crate::{Major, primary};
+use crate::{Major, primary, with_extension};
 
 on_majors_with_standby_slots!(
     paused,
@@ -14,6 +14,11 @@ on_majors_with_standby_slots!(
     delayed_a_little,
     cut_off,
     behind,
+    fed_by_an_archive,
+    restore_command_that_hangs,
+    buffer_pin,
+    tablespace,
+    conflict_ended_by_its_hint,
 );
 
 #[track_caller]
@@ -158,4 +163,182 @@ fn behind(major: Major) {
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
+}
+
+/// Has the primary archive, and the standby take all it gets from there.
+#[track_caller]
+fn feed_by_archive(pair: &Pair) {
+    let archive = pair.primary.dir().join("archive");
+    pair.standby.set(
+        "restore_command",
+        &format!("'cp {}/%f %p'", archive.display()),
+    );
+    stop_receiving(pair);
+}
+
+#[track_caller]
+fn stop_receiving(pair: &Pair) {
+    pair.standby.set("primary_conninfo", "''");
+    pair.standby.wait_until_sql(
+        "the WAL receiver to end",
+        "NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'walreceiver')",
+    );
+}
+
+/// A record alone stays in the primary's last segment, and a segment that ends
+/// before it is written does not bring it.
+fn fed_by_an_archive(major: Major) {
+    let primary = with_extension(
+        Setup::new(major)
+            .conf("archive_mode = on")
+            .conf("archive_command = 'mkdir -p ../archive && cp %p ../archive/%f'"),
+    );
+    let standby = Setup::new(major)
+        .conf("archive_mode = off")
+        .conf(RECEIVE_SOON);
+    let pair = Pair::of(primary, standby);
+    feed_by_archive(&pair);
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair.standby.wait_for_status(SLOT, "the archive", |status| {
+        status.state == "waiting_for_replay" && status.detail().contains("restore_command")
+    });
+    let hint = status.hint();
+    let both = "SELECT pg_log_standby_snapshot(); SELECT pg_switch_wal(); -- on the primary";
+    assert!(hint.starts_with(both), "{hint}");
+    check_hint(hint);
+    pair.primary.paste_as_one("postgres", hint);
+    pair.finish(&mut creation);
+    // Once more it costs a segment, and nothing else.
+    pair.primary.paste_as_one("postgres", hint);
+}
+
+/// As long as a file is there that the scenario takes away.
+fn restore_command_that_hangs(major: Major) {
+    let pair = Pair::of(primary(major), Setup::new(major).conf(RECEIVE_SOON));
+    let conninfo = pair.standby.value("SHOW primary_conninfo");
+    let hangs = pair.standby.data().join("hangs");
+    std::fs::write(&hangs, "").unwrap();
+    pair.standby.set(
+        "restore_command",
+        "'while test -e hangs; do sleep 0.1; done; false'",
+    );
+    stop_receiving(&pair);
+    let before = pair.primary.insert_lsn();
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "that it hangs", |status| {
+            status.detail().contains("which has run for")
+        });
+    assert_eq!(status.state, "waiting_for_replay");
+    let hint = status.hint();
+    assert!(!hint.contains("pg_switch_wal"), "{hint}");
+    check_hint(hint);
+    let told = pair.standby.paste_as_one("postgres", hint);
+    assert!(told.contains("test -e hangs"), "{told}");
+
+    std::fs::remove_file(hangs).unwrap();
+    let conninfo = conninfo.replace('\'', "''");
+    pair.standby
+        .set("primary_conninfo", &format!("'{conninfo}'"));
+    pair.finish(&mut creation);
+    let records = pair.records_since(before);
+    assert!((1..=3).contains(&records), "{records} records");
+}
+
+/// The hint lists a session, whose end lets the slot be made.
+#[track_caller]
+fn ends_with_a_session(pair: &Pair, mut session: Session, what: &str) {
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair.standby.wait_for_status(SLOT, what, |status| {
+        status.state == "waiting_for_replay" && status.detail().contains(what)
+    });
+    assert!(status.detail().contains("does not end by itself"));
+    check_hint(status.hint());
+    let told = pair.standby.paste_as_one("postgres", status.hint());
+    assert!(told.contains(&session.pid().to_string()), "{told}");
+    session.run("ROLLBACK");
+    pair.finish(&mut creation);
+    let told = pair.standby.paste_as_one("postgres", status.hint());
+    assert!(!told.contains(&session.pid().to_string()), "{told}");
+}
+
+/// A row that was never committed is nobody's to see, and no snapshot keeps it.
+fn buffer_pin(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE TABLE orders AS SELECT 1 AS id");
+    let standby = Setup::new(major)
+        .conf("hot_standby_feedback = off")
+        .conf("max_standby_streaming_delay = -1");
+    let pair = Pair::of(primary, standby);
+    let mut aborted = pair.primary.connect();
+    aborted.run("BEGIN");
+    aborted.run("INSERT INTO orders VALUES (2)");
+    aborted.run("ROLLBACK");
+    pair.commit_something();
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let mut reader = pair.standby.login().application("report").connect();
+    reader.run("BEGIN");
+    reader.run("DECLARE c CURSOR FOR SELECT id FROM orders");
+    reader.run("FETCH c");
+    pair.primary.run("VACUUM (FREEZE) orders");
+    pair.commit_something();
+    wait_for_startup_process(&pair.standby, "BufferPin");
+    ends_with_a_session(&pair, reader, "a page that a session here has in use");
+}
+
+fn tablespace(major: Major) {
+    let primary = primary(major);
+    // Both servers are on this machine.
+    let mut session = primary.connect();
+    session.run("SET allow_in_place_tablespaces = on");
+    session.run("CREATE TABLESPACE scratch LOCATION ''");
+    let standby = Setup::new(major)
+        .conf("allow_in_place_tablespaces = on")
+        .conf("max_standby_streaming_delay = -1");
+    let pair = Pair::of(primary, standby);
+    let mut sorter = pair.standby.login().application("report").connect();
+    sorter.run("SET work_mem = '64kB'");
+    sorter.run("SET temp_tablespaces = 'scratch'");
+    sorter.run("BEGIN");
+    sorter.run(
+        "DECLARE c CURSOR FOR SELECT * FROM generate_series(1, 100000) AS i ORDER BY random()",
+    );
+    sorter.run("FETCH c");
+    pair.primary.run("DROP TABLESPACE scratch");
+    pair.commit_something();
+    wait_for_startup_process(&pair.standby, "RecoveryConflictTablespace");
+    ends_with_a_session(&pair, sorter, "drop a tablespace");
+}
+
+/// Who is in the way is ended in that transaction only.
+fn conflict_ended_by_its_hint(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
+    let standby = Setup::new(major).conf("max_standby_streaming_delay = -1");
+    let pair = Pair::of(primary, standby);
+    let mut readers = [(), ()].map(|()| pair.standby.login().application("report").connect());
+    for reader in &mut readers {
+        reader.run("BEGIN");
+        reader.run("SELECT count(*) FROM orders");
+    }
+    pair.primary.run("TRUNCATE orders");
+    wait_for_startup_process(&pair.standby, "relation");
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair.standby.wait_for_status(SLOT, "both", |status| {
+        let names = |reader: &Session| status.detail().contains(&reader.pid().to_string());
+        status.state == "waiting_for_replay" && readers.iter().all(names)
+    });
+    let hint = status.hint();
+    check_hint(hint);
+    // One has gone on to its next transaction meanwhile.
+    let [mut next, mut there] = readers;
+    next.run("COMMIT");
+    next.run("BEGIN");
+    next.run("SELECT 1");
+    pair.standby.paste_as_one("postgres", hint);
+    there.error("SELECT 1");
+    pair.finish(&mut creation);
+    pair.standby.paste_as_one("postgres", hint);
+    next.run("COMMIT");
 }
