@@ -603,11 +603,14 @@ fn followed(transaction: &Transaction, now: Timestamp) -> Blocker {
     ASKED.with_borrow_mut(|asked| {
         let known = asked.iter().position(|blocker| blocker.is_of(transaction));
         let mut blocker = match known {
-            Some(index) => asked.swap_remove(index),
+            Some(index) => asked.remove(index),
             None => Blocker::new(transaction.clone(), now),
         };
         blocker.observe(transaction.clone(), false, now);
-        asked.truncate(MOST - 1);
+        // The oldest is the first.
+        if asked.len() >= MOST {
+            asked.remove(0);
+        }
         asked.push(blocker.clone());
         blocker
     })

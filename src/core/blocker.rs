@@ -10,6 +10,9 @@ use super::policy::{BlockerAction, BlockerRule};
 use super::time::{Step, Timestamp};
 use super::xid::Xid;
 
+/// How many reasons to spare one blocker are said. What a primary answers is up to that.
+const MOST_LOGGED: usize = 20;
+
 /// Between two judgements of the same session: it may be idle by then.
 const REHEAR: Duration = Duration::from_secs(1);
 /// The same, on a standby, which has to ask its primary.
@@ -190,8 +193,8 @@ impl Blocker {
     /// Returns whether that is news: each kind of guard is said once.
     pub fn was_spared(&mut self, guard: Guard, now: Timestamp) -> bool {
         self.judged = Some(now);
-        let is_news =
-            guard.is_lasting() && !self.logged.iter().any(|logged| logged.is_like(&guard));
+        let is_known = self.logged.iter().any(|logged| logged.is_like(&guard));
+        let is_news = guard.is_lasting() && !is_known && self.logged.len() < MOST_LOGGED;
         if is_news {
             self.logged.push(guard.clone());
         }

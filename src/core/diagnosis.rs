@@ -228,8 +228,10 @@ pub fn kinship(creator: &CreatorIdentity, blocker: &Transaction) -> Kinship {
 fn is_same_application(creator: &CreatorIdentity, blocker: &Transaction) -> bool {
     let application = blocker.application_name.as_deref().unwrap_or_default();
     let word = first_word(application);
-    !word.is_empty()
-        && word == first_word(&creator.application_name)
+    let same_word = !word.is_empty() && word == first_word(&creator.application_name);
+    // A name may begin with something else than a word: `[cdc] sync`.
+    let same_name = !application.is_empty() && application == creator.application_name;
+    (same_word || same_name)
         && creator.usename.is_some()
         && creator.usename == blocker.usename
         && creator.client_addr == blocker.client_addr

@@ -156,6 +156,12 @@ impl Guard {
         }
     }
 
+    /// Whether the end of others is in vain as long as it holds. A session that runs short statements
+    /// in one long transaction is by turns at work and just idle: it stays.
+    fn is_obstacle(&self) -> bool {
+        self.is_lasting() || *self == Self::JustIdle
+    }
+
     /// Whether to know of one is to know of the other.
     pub fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
@@ -266,7 +272,7 @@ pub struct Evidence<'a> {
 
 /// Whether it may be ended, and how. `creators` are those of the creations that it blocks.
 ///
-/// What never changes by itself comes first, so that it is known of one that has its grace yet.
+/// The grace comes last: whoever would stay when it is over is known for that before.
 pub fn judge<'a>(
     evidence: Evidence<'_>,
     creators: impl Iterator<Item = &'a CreatorIdentity>,
@@ -278,20 +284,31 @@ pub fn judge<'a>(
     if transaction.waits_for_sync_standby {
         return Err(Guard::Committed);
     }
+    let must_be_idle = judge_activity(evidence, ending, rule.scope, now)?;
     // Whoever says so may be another server: what has blocked for so long has run for so long.
     let lasts = |started: Timestamp| now.since(started) >= rule.grace;
     if evidence.blocked_for < rule.grace || !transaction.started.is_some_and(lasts) {
         return Err(Guard::Grace);
     }
-    let sentence = |must_be_idle| Sentence {
+    Ok(Sentence {
         pid,
         ending,
         must_be_idle,
-    };
+    })
+}
+
+/// By what the session does at the moment. Returns whether it must be idle when it is told.
+fn judge_activity(
+    evidence: Evidence<'_>,
+    ending: Ending,
+    scope: BlockerScope,
+    now: Timestamp,
+) -> Result<bool, Guard> {
+    let transaction = evidence.transaction;
     if let Holder::Autovacuum(_) = transaction.holder {
-        return match rule.scope {
+        return match scope {
             BlockerScope::Idle => Err(Guard::NotIdle("an autovacuum".into())),
-            BlockerScope::Any => Ok(sentence(false)),
+            BlockerScope::Any => Ok(false),
         };
     }
     let state = transaction.state.as_deref().unwrap_or_default();
@@ -303,10 +320,10 @@ pub fn judge<'a>(
             .filter(|_| transaction.waits_for_client),
     };
     let has_been_idle = idle_since.is_some_and(|since| now.since(since) >= IDLE_FOR);
-    match (rule.scope, ending) {
+    match (scope, ending) {
         (_, Ending::Cancel) if is_idle || has_been_idle => Err(Guard::CancelInVain),
-        (BlockerScope::Any, Ending::Cancel | Ending::Terminate) => Ok(sentence(false)),
-        (BlockerScope::Idle, Ending::Terminate) if has_been_idle => Ok(sentence(true)),
+        (BlockerScope::Any, Ending::Cancel | Ending::Terminate) => Ok(false),
+        (BlockerScope::Idle, Ending::Terminate) if has_been_idle => Ok(true),
         (BlockerScope::Idle, Ending::Cancel | Ending::Terminate) => Err(match idle_since {
             Some(_) => Guard::JustIdle,
             None => Guard::NotIdle(state.to_owned()),
@@ -356,12 +373,12 @@ fn judge_holder<'a>(
 }
 
 /// Spares whoever would be ended in vain. A creation waits for all of its front: as long as one of
-/// these stays for good, the end of the others does not let it go on.
+/// these stays, the end of the others does not let it go on.
 ///
 /// `fronts`: of each creation that matters, the transactions that must end before it gets any further.
 pub fn spare_in_vain<T>(fronts: &[Vec<Xid>], judged: &mut HashMap<Xid, Result<T, Guard>>) {
     let stays = |xid: &&Xid| match judged.get(xid) {
-        Some(Err(guard)) => guard.is_lasting(),
+        Some(Err(guard)) => guard.is_obstacle(),
         Some(Ok(_)) | None => false,
     };
     let mut served: HashSet<Xid> = HashSet::new();
@@ -411,6 +428,9 @@ pub fn would_be_ended(
     let guard = match judge_holder(transaction, Some(standing), std::iter::empty(), rule) {
         Err(guard) => guard,
         Ok(_) if transaction.waits_for_sync_standby => Guard::Committed,
+        Ok((_, Ending::Cancel)) if is_idle(transaction.state.as_deref().unwrap_or_default()) => {
+            Guard::CancelInVain
+        }
         Ok(_) => {
             let state = transaction.state.as_deref().unwrap_or_default();
             match rule.scope {
@@ -590,8 +610,8 @@ mod tests {
         );
         let commits = |case: &mut Facts| case.transaction.waits_for_sync_standby = true;
         assert_eq!(in_grace(commits), Err(Guard::Committed));
-        // It may be over by then.
-        assert_eq!(in_grace(active), Err(Guard::Grace));
+        assert_eq!(in_grace(active), Err(Guard::NotIdle("active".into())));
+        assert_eq!(in_grace(|_| {}), Err(Guard::Grace));
     }
 
     /// What becomes of 701 where 700 was judged so, each in the fronts given.
@@ -612,10 +632,12 @@ mod tests {
         assert_eq!(beside(Err(Guard::Prepared), &[&[700, 701]]), in_vain);
         assert_eq!(beside(Err(Guard::Superuser), &[&[701, 700]]), in_vain);
         // What passes by itself makes nothing vain, nor what may be ended as well.
-        for passing in [Guard::Grace, Guard::JustIdle, Guard::Commits] {
+        for passing in [Guard::Grace, Guard::Commits] {
             assert_eq!(beside(Err(passing), &[&[700, 701]]), Ok(()));
         }
         assert_eq!(beside(Ok(()), &[&[700, 701]]), Ok(()));
+        // By turns at work and just idle, it would never be ended.
+        assert_eq!(beside(Err(Guard::JustIdle), &[&[700, 701]]), in_vain);
         // One creation at least is served by its end.
         let prepared = || Err(Guard::Prepared);
         assert_eq!(beside(prepared(), &[&[700, 701], &[701]]), Ok(()));

@@ -663,10 +663,13 @@ impl<'a> Row<'a> {
 
     /// Reads what a primary answers to a request to end a blocker.
     pub fn into_verdict(mut self) -> Result<Verdict, UnreadableRow> {
+        /// In characters. It is kept as long as the blocker is.
+        const LONGEST_REASON: usize = 1000;
         let action = self.text("action")?;
+        let reason = self.text("reason")?.chars().take(LONGEST_REASON).collect();
         Ok(Verdict {
             xid: self.required("xid")?,
-            answer: Answer::from_columns(&action, self.text("reason")?),
+            answer: Answer::from_columns(&action, reason),
         })
     }
 

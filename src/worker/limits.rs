@@ -10,7 +10,7 @@ use crate::core::guard::{self, Answer, Ending, Guard, Sentence, Standing, Verdic
 use crate::core::hint::Hint;
 use crate::core::limit::Reason;
 use crate::core::observation::{ClientProcess, Observation, Role, SlotName};
-use crate::core::policy::BlockerRule;
+use crate::core::policy::{BlockerAction, BlockerRule};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Problem;
 use crate::core::xid::Xid;
@@ -175,7 +175,10 @@ impl Worker {
             let standing = standings.iter().find(|standing| standing.xid == *xid);
             match (&verdict, standing, self.watch.blocker(*xid)) {
                 (Ok(()), Some(standing), Some(blocker)) => {
-                    *verdict = guard::would_be_ended(&blocker.transaction, standing, rule);
+                    *verdict = match rule.action {
+                        BlockerAction::Cancel if blocker.was_told_all(rule) => Err(Guard::Stayed),
+                        _ => guard::would_be_ended(&blocker.transaction, standing, rule),
+                    };
                     true
                 }
                 (Ok(()), None, _) => false,

@@ -1,5 +1,9 @@
 //! A session is ended only if that lets a creation go on.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use harness::{Blocker, Blocking, Cluster, Creator, Setup, for_a_while};
 
 use crate::{
@@ -15,6 +19,8 @@ on_every_major!(
     who_began_after_the_creation,
     who_blocks_another_creation_as_well,
     what_passes_makes_nothing_vain,
+    beside_one_that_is_never_idle_for_long,
+    beside_one_at_work_in_its_grace,
 );
 
 fn begin(cluster: &Cluster) -> Blocking {
@@ -91,4 +97,61 @@ fn what_passes_makes_nothing_vain(major: Major) {
         cluster.wait_for_state(slot, "ready");
         creation.finish().unwrap();
     }
+}
+
+/// A batch job runs short statements in one long transaction. Whenever it is
+/// looked at, it is at work or has just been.
+fn beside_one_that_is_never_idle_for_long(major: Major) {
+    let cluster = acting_primary("terminate", "1s", "idle", Setup::new(major));
+    let mut batch = app(&cluster).application("batch").connect();
+    batch.run("BEGIN");
+    batch.run("SELECT pg_current_xact_id()");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                batch.run("SELECT pg_sleep(0.05)");
+                thread::sleep(Duration::from_millis(150));
+            }
+        });
+        let _over = SetAtTheEnd(&over);
+        let idle = begin(&cluster);
+        let _creation = Creator::Walsender.start(&cluster, SLOT);
+        cluster.wait_for_status(SLOT, "both", |status| status.blockers.len() == 2);
+        cluster.wait_for_log(&sparing(&idle));
+        for _ in 0..3 {
+            for_a_while();
+        }
+        check_nobody_was_told(&cluster);
+        assert!(idle.goes_on(&cluster));
+    });
+}
+
+/// Also when the test fails: the batch job's thread is waited for.
+struct SetAtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The grace of the one that has blocked since the first try is over before that
+/// of one that is at work, and will be spared for that.
+fn beside_one_at_work_in_its_grace(major: Major) {
+    let cluster = acting_primary("terminate", "6s", "idle", Setup::new(major));
+    let idle = begin(&cluster);
+    let mut client = cluster.login().application("cdc").connect();
+    client.run("SET lock_timeout = '4s'");
+    let create = format!("SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput')");
+    client.error(&create);
+    let busy = Blocker::Active.start_as(&cluster, &app(&cluster));
+    client.run("SET lock_timeout = 0");
+    let _creation = client.start(&create);
+    cluster.wait_for_status(SLOT, "both", |status| status.blockers.len() == 2);
+    cluster.wait_for_log(&sparing(&idle));
+    check_nobody_was_told(&cluster);
+    cluster.wait_for_log(&sparing(&busy));
+    check_nobody_was_told(&cluster);
+    assert!(idle.goes_on(&cluster) && busy.goes_on(&cluster));
 }

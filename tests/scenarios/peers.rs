@@ -15,6 +15,7 @@ const PEER: &str = "it is a peer of the creator of the slot";
 
 on_every_major!(
     sessions_of_one_program,
+    the_same_name_without_a_first_word,
     the_same_name_for_another_role,
     the_same_name_elsewhere,
     sessions_of_one_process,
@@ -55,6 +56,15 @@ fn check_peer(cluster: &Cluster, xid: &str) {
     );
     for_a_while();
     check_nobody_was_told(cluster);
+}
+
+/// A name that is the same is the same, whatever it begins with.
+fn the_same_name_without_a_first_word(major: Major) {
+    let cluster = merciless(major);
+    let login = cluster.login().role("cdc").application("[cdc] sync");
+    let blocking = Blocker::IdleInTransaction.start_as(&cluster, &login);
+    let _creation = create_as(&cluster, "[cdc] sync");
+    check_peer(&cluster, &blocking.xid);
 }
 
 /// As Debezium names its sessions.
