@@ -64,9 +64,6 @@ pub fn end_transaction(xid: Xid, sentence: Sentence) -> Result<(), Unsent> {
         must_be_idle,
     } = sentence;
     let guarded = |guard| Err(Unsent::Guarded(guard));
-    if ending == Ending::Cancel && may_wait_for_sync_standby() {
-        return guarded(Guard::CancelMayCutCommit);
-    }
     let Some(locks) = version::locks() else {
         return guarded(Guard::UnknownLocks);
     };
@@ -80,6 +77,10 @@ pub fn end_transaction(xid: Xid, sentence: Sentence) -> Result<(), Unsent> {
         }
         // What the process shows as its query may be cut off or switched off.
         let flags = u32::from((*process).statusFlags);
+        let is_autovacuum = flags & pg_sys::PROC_IS_AUTOVACUUM != 0;
+        if may_cut_commit(ending, is_autovacuum) {
+            return guarded(Guard::CancelMayCutCommit);
+        }
         if flags & pg_sys::PROC_VACUUM_FOR_WRAPAROUND != 0 {
             return guarded(Guard::PreventsWraparound);
         }
@@ -99,13 +100,15 @@ pub fn end_transaction(xid: Xid, sentence: Sentence) -> Result<(), Unsent> {
     send(pid, ending)
 }
 
-/// Whether commits wait for synchronous standbys (`SyncStandbysDefined`, `syncrep.h`).
-fn may_wait_for_sync_standby() -> bool {
+/// Whether a client could be told that its commit is safe where it is not: commits wait for
+/// synchronous standbys (`SyncStandbysDefined`, `syncrep.h`). An autovacuum has no client.
+pub fn may_cut_commit(ending: Ending, is_autovacuum: bool) -> bool {
     // SAFETY: a setting's value, which stays until the next reload.
-    unsafe {
+    let may_wait = unsafe {
         let names = pg_sys::SyncRepStandbyNames;
         !names.is_null() && *names != 0
-    }
+    };
+    may_wait && ending == Ending::Cancel && !is_autovacuum
 }
 
 /// Cancels the creation of a slot, if this process still works on it.

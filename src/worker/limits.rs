@@ -9,7 +9,7 @@ use crate::core::decision::DueBlockers;
 use crate::core::guard::{self, Answer, Ending, Guard, Sentence, Standing, Verdict};
 use crate::core::hint::Hint;
 use crate::core::limit::Reason;
-use crate::core::observation::{ClientProcess, Observation, Role, SlotName};
+use crate::core::observation::{ClientProcess, Holder, Observation, Role, SlotName};
 use crate::core::policy::{BlockerAction, BlockerRule};
 use crate::core::time::Timestamp;
 use crate::core::upstream::Problem;
@@ -91,9 +91,14 @@ impl Worker {
         let blocker = self.watch.blocker(xid)?;
         let creators = self.watch.blocked_by(xid).map(|episode| &episode.creator);
         let verdict = case.judge(blocker, blocker.blocked_for(), creators, rule, now);
+        let is_autovacuum = matches!(case.transaction.holder, Holder::Autovacuum(_));
         Some(match verdict {
             Ok(sentence) if sentence.ending == Ending::Cancel && blocker.was_told_all(rule) => {
                 Err(Guard::Stayed)
+            }
+            // It would be found again when it is signalled; others must know before.
+            Ok(sentence) if signal::may_cut_commit(sentence.ending, is_autovacuum) => {
+                Err(Guard::CancelMayCutCommit)
             }
             verdict => verdict,
         })
