@@ -19,6 +19,8 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
            AS receives,
        (pg_catalog.current_setting('restore_command') OPERATOR(pg_catalog.<>) '')::pg_catalog.text
            AS has_archive,
+       (pg_catalog.current_setting('sync_replication_slots', true) IS NOT DISTINCT FROM 'on')::pg_catalog.text
+           AS syncs_slots,
        (pg_catalog.date_part('epoch', pg_catalog.current_setting('recovery_min_apply_delay')::pg_catalog.interval)
            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS apply_delay,
        pg_catalog.current_setting('max_standby_streaming_delay') AS streaming_delay,
@@ -34,6 +36,9 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
                            ON h.locktype OPERATOR(pg_catalog.=) w.locktype
                           AND h.database IS NOT DISTINCT FROM w.database
                           AND h.relation IS NOT DISTINCT FROM w.relation
+                          AND h.classid IS NOT DISTINCT FROM w.classid
+                          AND h.objid IS NOT DISTINCT FROM w.objid
+                          AND h.objsubid IS NOT DISTINCT FROM w.objsubid
                           AND h.granted
                          LEFT JOIN pg_catalog.pg_stat_activity AS a
                                 ON a.pid OPERATOR(pg_catalog.=) h.pid

@@ -164,6 +164,8 @@ struct Worker {
     scanner: Scanner,
     /// What `pg_stat_activity` shows.
     scanning: bool,
+    /// When the last scan was begun.
+    scanned: Option<Instant>,
     watch: Watch,
     /// On a standby.
     upstream: Upstream,
@@ -192,6 +194,7 @@ impl Worker {
         Self {
             scanner: Scanner::default(),
             scanning: false,
+            scanned: None,
             watch: ledger::watch(),
             upstream: Upstream::default(),
             look: None,
@@ -241,6 +244,7 @@ impl Worker {
             return Ok(());
         }
 
+        self.scanned = Some(Instant::now());
         self.scanning = true;
         process::show_activity(Activity::Scanning);
         let mut observation = self.scanner.observe(&self.watch.named_blockers())?;
@@ -320,15 +324,18 @@ impl Worker {
 
     /// Whether there is something to scan for: a slot being built, or one whose end is not known
     /// yet. A slot that only looks as if it were being built is looked at again now and then.
+    ///
+    /// And now and then on a standby that copies its primary's slots, whether one of its own stands
+    /// in the way of that.
     fn has_work(&self, gate: Gate) -> bool {
-        if !self.watch.is_empty() {
+        let interval = settings::policy().nudge_interval;
+        let is_due = |scanned: Instant| scanned.elapsed() >= interval;
+        if !self.watch.is_empty() || server::syncs_slots() && self.scanned.is_none_or(is_due) {
             return true;
         }
         match (gate, self.false_alarm) {
             (Gate::Closed, _) => false,
-            (Gate::Open(mark), Some((alarm, at))) if mark == alarm => {
-                at.elapsed() >= settings::policy().nudge_interval
-            }
+            (Gate::Open(mark), Some((alarm, at))) if mark == alarm => at.elapsed() >= interval,
             (Gate::Open(_), _) => true,
         }
     }

@@ -721,16 +721,11 @@ fn on_deadlock(episode: &Episode, replay: Option<&Replay>) -> Advice {
 }
 
 /// On a standby's copy of a slot that is not ready yet.
-pub fn on_copy(
-    slot: &SlotName,
-    copy: Option<&UnreadyCopy>,
-    upstream: &Upstream,
-    now: Timestamp,
-) -> Advice {
+pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Timestamp) -> Advice {
     let lost = "This copy of the primary's slot is not persisted yet, and would be lost at a \
                 promotion";
     let remote = copy.and_then(|copy| Some((copy, copy.remote.as_ref()?)));
-    let (why, hint) = match (remote, upstream.problem()) {
+    let (why, hint) = match (remote, watch.upstream.problem()) {
         (Some((_, remote)), _) if !remote.active => (
             "the slot on the primary is behind what this standby has kept, and has no consumer \
              connected that could bring it forward."
@@ -739,7 +734,7 @@ pub fn on_copy(
                 sql![
                     "SELECT active, restart_lsn, catalog_xmin FROM pg_replication_slots WHERE \
                      slot_name = ",
-                    *slot,
+                    slot.name,
                     ";"
                 ],
                 comment!("on the primary: start its consumer"),
@@ -763,7 +758,7 @@ pub fn on_copy(
             )),
         ),
         (Some((copy, remote)), _) if copy.is_in_vain() => {
-            (in_vain(copy, remote, now), Some(look_at_consumer(slot)))
+            (in_vain(copy, remote, now), Some(look_at_consumer(&slot.name)))
         }
         (Some(_), None) => (
             "the slot on the primary has to come forward first, which takes a running-xacts \
@@ -784,9 +779,50 @@ pub fn on_copy(
             None,
         ),
     };
+    let mut detail = format!("{lost}: {why}");
+    let mut hint = hint.unwrap_or_default();
+    if slot.synced_by_hand {
+        detail.push_str(
+            " A call of pg_sync_replication_slots() made it, which drops it when it ends.",
+        );
+        hint = hint.then(Hint::say(comment!(
+            "on this standby: call pg_sync_replication_slots() again once that slot has come \
+             forward; sync_replication_slots = on tries by itself"
+        )));
+    }
+    if let Some(namesake) = watch.namesakes.first() {
+        detail.push_str(&format!(
+            " Slot synchronization stops at slot \"{}\", which was created here and has the name of \
+             a failover slot on the primary.",
+            namesake.as_str()
+        ));
+    }
     Advice {
-        detail: Some(format!("{lost}: {why}")),
-        hint,
+        detail: Some(detail),
+        hint: (hint != Hint::default()).then_some(hint),
+    }
+}
+
+/// On a slot of this standby's own that keeps a copy from being made.
+pub fn on_namesake(slot: &SlotName) -> Advice {
+    Advice {
+        detail: Some(
+            "The primary has a failover slot of this name, and this one was created here: slot \
+             synchronization (sync_replication_slots) stops at it, and copies no slot after it."
+                .into(),
+        ),
+        hint: Some(Hint::run(
+            sql![
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
+                 slot_name = ",
+                *slot,
+                " AND NOT synced AND NOT active;"
+            ],
+            comment!(
+                "on this standby, if nobody needs it here: the copy takes its place. If somebody \
+                 does, one of the two has to get another name"
+            ),
+        )),
     }
 }
 

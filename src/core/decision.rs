@@ -152,6 +152,7 @@ fn needs_news(watch: &Watch, observation: &Observation, interval: Duration) -> b
             .copies
             .values()
             .any(|copy| copy.wants_look(now, interval))
+        || watch.wants_names(observation, interval)
 }
 
 #[cfg(test)]

@@ -56,6 +56,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         wal_status: Some("reserved".into()),
         safe_wal_size: None,
         synced: false,
+        synced_by_hand: false,
     }
 }
 
@@ -169,6 +170,7 @@ pub fn replay(replayed: u64) -> Replay {
         pause: None,
         receives: true,
         has_archive: false,
+        syncs_slots: false,
         apply_delay: Duration::ZERO,
         streaming_delay: "30s".into(),
         archive_delay: "30s".into(),

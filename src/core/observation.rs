@@ -200,8 +200,19 @@ pub struct Slot {
     pub wal_status: Option<String>,
     /// A standby's copy of its primary's slot (17 and later).
     pub synced: bool,
+    /// One in the making, by a session that has called `pg_sync_replication_slots()`.
+    pub synced_by_hand: bool,
     /// Bytes that may still be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
+}
+
+impl Observation {
+    /// Whether this server copies its primary's slots by itself.
+    pub fn syncs_slots(&self) -> bool {
+        self.replay
+            .as_ref()
+            .is_some_and(|replay| replay.syncs_slots)
+    }
 }
 
 impl Slot {
@@ -588,6 +599,8 @@ impl<'a> Row<'a> {
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
             synced: self.required("synced")?,
+            synced_by_hand: self.peek("not_sync_ready") == Some("true")
+                && self.peek("creator_type").is_some_and(is_session),
             active: self.peek("creator_pid").is_some(),
             progress: self.progress()?,
         })
@@ -750,6 +763,7 @@ impl<'a> Row<'a> {
             pause: self.required::<bool>("paused")?.then_some(Pause::NotKnown),
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
+            syncs_slots: self.required("syncs_slots")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
             streaming_delay: self.required("streaming_delay")?,
             archive_delay: self.required("archive_delay")?,
@@ -813,6 +827,7 @@ impl<'a> Row<'a> {
             restart_lsn: self.optional("restart_lsn")?,
             confirmed_flush_lsn: self.optional("confirmed_flush_lsn")?,
             active: self.required("active")?,
+            failover: self.required("failover")?,
             waits_for_standbys: self.required("waits_for_standbys")?,
         })
     }

@@ -160,6 +160,11 @@ fn of_usable(slot: Slot, known: &Known) -> Status {
         state_since: creation.map(|finished| finished.ended),
         nudges: episode.map_or(0, |episode| episode.nudges),
         last_nudge: episode.and_then(|episode| episode.last_nudge),
+        advice: if known.watch.namesakes.contains(&slot.name) {
+            advice::on_namesake(&slot.name)
+        } else {
+            Advice::default()
+        },
         ..bare(slot, State::Ready)
     }
 }
@@ -170,7 +175,7 @@ fn of_copy(slot: Slot, known: &Known, now: Timestamp) -> Status {
         state_since: copy.map(|copy| copy.since),
         nudges: copy.map_or(0, |copy| copy.nudges),
         last_nudge: copy.and_then(|copy| copy.last_nudge),
-        advice: advice::on_copy(&slot.name, copy, &known.watch.upstream, now),
+        advice: advice::on_copy(&slot, copy, &known.watch, now),
         ..bare(slot, State::NotSyncReady)
     }
 }

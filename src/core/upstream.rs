@@ -84,6 +84,8 @@ pub struct RemoteSlot {
     pub confirmed_flush_lsn: Option<Lsn>,
     /// Whether a consumer is connected to it.
     pub active: bool,
+    /// Whether standbys may copy it (17 and later).
+    pub failover: bool,
     /// Whether that one gets nothing before standbys have it (`synchronized_standby_slots`).
     pub waits_for_standbys: bool,
 }

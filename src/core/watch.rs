@@ -1,7 +1,7 @@
 //! Every creation that goes on, from one scan to the next.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,11 @@ pub struct Watch {
     pub more_episodes: usize,
     /// A standby's copies of slots that are not ready yet.
     pub copies: BTreeMap<SlotName, UnreadyCopy>,
+    /// Slots that were created on this standby and have the names of failover slots on its primary:
+    /// slot synchronization stops at the first (`synchronize_one_slot`, `slotsync.c`).
+    pub namesakes: BTreeSet<SlotName>,
+    /// When the upstream was last asked for the names of its slots.
+    names_looked_at: Option<Timestamp>,
     /// As of the last scan, on a standby.
     pub replay: Option<Replay>,
     pub upstream: Upstream,
@@ -116,7 +121,7 @@ impl Watch {
                     let mut copy = copies_before
                         .remove(&slot.name)
                         .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
-                    copy.observe(&slot.name, observation);
+                    copy.observe(slot, observation);
                     self.copies.insert(slot.name.clone(), copy);
                     changes
                         .extend(remembered.map(|episode| self.ended(episode, End::Unusable, now)));
@@ -127,10 +132,42 @@ impl Watch {
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
             }
         }
+        for (name, mut copy) in copies_before {
+            let is_there = observation.slots.iter().any(|slot| slot.name == name);
+            if observation.role == Role::Standby && !is_there && copy.may_be_made_again(now) {
+                copy.learn(&name, observation);
+                self.copies.insert(name, copy);
+            }
+        }
         let vanished = before.into_values();
         changes.extend(vanished.map(|episode| self.ended(episode, End::Vanished, now)));
         self.observe_blockers(observation);
+        self.observe_namesakes(observation);
         changes
+    }
+
+    fn observe_namesakes(&mut self, observation: &Observation) {
+        if !observation.syncs_slots() {
+            self.namesakes.clear();
+            self.names_looked_at = None;
+        } else if let Some(look) = &observation.upstream {
+            let failover = look.slots.iter().filter(|slot| slot.failover);
+            self.namesakes = failover.map(|slot| slot.name.clone()).collect();
+            self.names_looked_at = Some(look.at);
+        }
+        self.namesakes.retain(|name| {
+            let mut slots = observation.slots.iter();
+            slots.any(|slot| slot.name == *name && !slot.synced)
+        });
+    }
+
+    /// Whether the upstream should be asked which names its slots have.
+    pub fn wants_names(&self, observation: &Observation, interval: Duration) -> bool {
+        let now = observation.at;
+        let is_due = |at: Timestamp| now < at || now.since(at) >= interval;
+        observation.syncs_slots()
+            && observation.slots.iter().any(|slot| !slot.synced)
+            && self.names_looked_at.is_none_or(is_due)
     }
 
     fn ended(&mut self, mut episode: Episode, end: End, now: Timestamp) -> Change {
@@ -428,7 +465,8 @@ mod tests {
     use super::super::diagnosis::State;
     use super::super::fixtures::*;
     use super::super::guard::Ending;
-    use super::super::observation::{Connection, Creator, Pid, Transaction};
+    use super::super::observation::{Connection, Creator, Pid, Slot, Transaction};
+    use super::super::upstream::RemoteSlot;
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -558,6 +596,45 @@ mod tests {
         switched.learn(Some(look(2000, Vec::new()).into()));
         watch.update(&switched);
         assert!(episode(&watch).wants_record(&switched, INTERVAL));
+    }
+
+    #[test]
+    fn a_slot_of_a_failover_slots_name_is_known_while_both_are_there() {
+        let seen = |milliseconds, syncs_slots, synced| {
+            let own = Slot {
+                synced,
+                ..slot("x", Progress::Usable)
+            };
+            let mut seen = standby(milliseconds, vec![own], 1000);
+            let replay = seen.replay.as_mut().expect("a standby's replay");
+            replay.syncs_slots = syncs_slots;
+            seen
+        };
+        let with_remote = |mut seen: Observation, failover| {
+            let mut look = look(0, Vec::new());
+            look.slots = vec![RemoteSlot {
+                name: SlotName::new("x"),
+                restart_lsn: None,
+                confirmed_flush_lsn: None,
+                active: false,
+                failover,
+                waits_for_standbys: false,
+            }];
+            seen.learn(Some(look.into()));
+            seen
+        };
+        let mut watch = Watch::default();
+        let mut after = |seen: Observation| {
+            watch.update(&seen);
+            (watch.namesakes.len(), watch.wants_names(&seen, INTERVAL))
+        };
+        assert_eq!(after(seen(0, false, false)), (0, false), "it copies none");
+        assert_eq!(after(seen(0, true, false)), (0, true));
+        assert_eq!(after(with_remote(seen(0, true, false), false)), (0, false));
+        assert_eq!(after(with_remote(seen(0, true, false), true)), (1, false));
+        assert_eq!(after(seen(9_000, true, false)), (1, false));
+        assert_eq!(after(seen(10_000, true, false)), (1, true));
+        assert_eq!(after(seen(11_000, true, true)), (0, false), "its copy");
     }
 
     #[test]

@@ -104,6 +104,17 @@ pub fn role() -> Role {
     }
 }
 
+/// Whether this server, being a standby, copies its primary's slots by itself (17 and later).
+pub fn syncs_slots() -> bool {
+    // SAFETY: null where there is no such setting; else a text that stays as it is until settings
+    // are read again.
+    let value = unsafe {
+        let value = pg_sys::GetConfigOption(c"sync_replication_slots".as_ptr(), true, false);
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    };
+    value == Some(c"on") && role() == Role::Standby
+}
+
 /// `wal_level`, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WalLevel {

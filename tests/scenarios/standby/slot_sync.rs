@@ -3,7 +3,9 @@
 //! past what the standby still has; and on a primary at rest a slot moves on
 //! no more than a creation does.
 
-use harness::{Cluster, PATIENCE, Process, Setup, Signal, for_a_while, wait_until};
+use harness::{
+    Cluster, Creator, PATIENCE, Process, Setup, Signal, for_a_while, wait_for, wait_until,
+};
 
 use super::{Pair, SLOT, ask_now, check_hint};
 use crate::{Major, primary};
@@ -14,27 +16,16 @@ on_majors_with_slot_sync!(
     without_an_upstream_to_ask,
     with_a_silent_consumer,
     with_a_consumer_that_waits_for_standbys,
+    with_a_consumer_that_waits_and_is_not_seen_to,
+    where_a_slot_has_its_name,
+    called_by_hand,
 );
 
 /// A primary with a failover slot that lags behind, and a standby that copies
 /// it.
 #[track_caller]
 fn standby_that_syncs(major: Major) -> Pair {
-    let primary = primary(major);
-    primary.run("SELECT pg_create_physical_replication_slot('standby')");
-    primary.run(&format!(
-        "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput', failover => true)"
-    ));
-    primary.run("CREATE PUBLICATION orders");
-    let standby = Setup::new(major)
-        .conf("hot_standby_feedback = on")
-        .conf("primary_slot_name = 'standby'");
-    let pair = Pair::of(primary, standby);
-    // xids that the slot's catalog_xmin is behind, and the standby's is not
-    for _ in 0..5 {
-        pair.commit_something();
-    }
-    pair.standby.wait_for_replay_of(&pair.primary);
+    let pair = lagging_pair(major);
     pair.standby.set("sync_replication_slots", "on");
     pair.standby.wait_until_sql(
         "a copy of the slot that is not kept",
@@ -43,9 +34,46 @@ fn standby_that_syncs(major: Major) -> Pair {
     pair
 }
 
+/// A primary with a physical slot for its standby.
+#[track_caller]
+fn primary_with_standby_slot(major: Major) -> Cluster {
+    let primary = primary(major);
+    primary.run("SELECT pg_create_physical_replication_slot('standby')");
+    primary
+}
+
+#[track_caller]
+fn lagging_pair(major: Major) -> Pair {
+    let primary = primary_with_standby_slot(major);
+    create_failover_slot(&primary);
+    let pair = Pair::of(primary, syncing(major));
+    // xids that the slot's catalog_xmin is behind, and the standby's is not
+    for _ in 0..5 {
+        pair.commit_something();
+    }
+    pair.standby.wait_for_replay_of(&pair.primary);
+    pair
+}
+
+#[track_caller]
+fn create_failover_slot(primary: &Cluster) {
+    primary.run(&format!(
+        "SELECT pg_create_logical_replication_slot('{SLOT}', 'pgoutput', failover => true)"
+    ));
+    primary.run("CREATE PUBLICATION orders");
+}
+
+/// A standby that may copy slots, and does not yet.
+fn syncing(major: Major) -> Setup {
+    Setup::new(major)
+        .conf("hot_standby_feedback = on")
+        .conf("primary_slot_name = 'standby'")
+}
+
 #[track_caller]
 fn is_kept(standby: &Cluster) -> bool {
-    standby.is_true("SELECT NOT temporary FROM pg_replication_slots WHERE synced")
+    standby
+        .is_true("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced AND NOT temporary)")
 }
 
 /// Confirms what it is sent, and what it is not sent.
@@ -159,7 +187,22 @@ fn with_a_silent_consumer(major: Major) {
 
 /// Of which one is away for good.
 fn with_a_consumer_that_waits_for_standbys(major: Major) {
+    consumer_waits(standby_that_syncs(major));
+}
+
+/// By a role that sees no wait events: it sees which standby is away.
+fn with_a_consumer_that_waits_and_is_not_seen_to(major: Major) {
     let pair = standby_that_syncs(major);
+    pair.primary.run("CREATE ROLE asker LOGIN REPLICATION");
+    pair.primary
+        .run("GRANT EXECUTE ON FUNCTION slot_self_heal_nudge() TO asker");
+    let login = pair.primary.login().role("asker");
+    ask_now(&pair.standby, &login.conninfo());
+    consumer_waits(pair);
+}
+
+#[track_caller]
+fn consumer_waits(pair: Pair) {
     pair.primary
         .run("SELECT pg_create_physical_replication_slot('away', true)");
     pair.primary
@@ -188,5 +231,79 @@ fn with_a_consumer_that_waits_for_standbys(major: Major) {
         is_kept(&pair.standby)
     });
     pair.standby.wait_for_state(SLOT, "ready");
+    drop(consumer);
+}
+
+/// One that was created on the standby. The slot sync worker ends at it, and is
+/// started again to no other end: no copy is there that could be shown.
+fn where_a_slot_has_its_name(major: Major) {
+    let pair = Pair::of(primary_with_standby_slot(major), syncing(major));
+    let mut creation = pair.create(Creator::SqlFunction);
+    pair.finish(&mut creation);
+    create_failover_slot(&pair.primary);
+    for (name, value) in [OFTEN, ("sync_replication_slots", "on")] {
+        pair.standby.set(name, value);
+    }
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "what it keeps from being made", |status| {
+            status.detail().contains("slot synchronization")
+        });
+    assert_eq!(status.state, "ready");
+    pair.standby.wait_for_log("same name slot");
+    let hint = status.hint();
+    check_hint(hint);
+    pair.standby.paste_as_one("postgres", hint);
+    wait_until("a copy in its place", 2 * PATIENCE, || {
+        // A connection wakes the postmaster, which starts the worker again 10 s
+        // after its last start, and at rest looks once a minute only.
+        let mut session = pair.standby.connect();
+        session.is_true("SELECT EXISTS (SELECT FROM pg_replication_slots WHERE synced)")
+    });
+    pair.standby
+        .wait_for_status(SLOT, "nothing in the way", |status| {
+            !status.detail().contains("was created here")
+        });
+    // The copy is not what it names.
+    pair.standby.paste_as_one("postgres", hint);
+    assert!(
+        pair.standby
+            .is_true("SELECT count(*) = 1 FROM pg_replication_slots")
+    );
+
+    // Where slots are not copied, a name is a name.
+    pair.standby.set("sync_replication_slots", "off");
+}
+
+/// Again and again, as cron does: each call makes a copy, and drops it. The
+/// worker sees one of them, and the next call after the record keeps its own.
+fn called_by_hand(major: Major) {
+    const CALLS: &str = "DO $$ BEGIN FOR n IN 1..100 LOOP \
+                         PERFORM pg_sync_replication_slots(); END LOOP; END $$";
+    let pair = lagging_pair(major);
+    let mut calls = pair.standby.login().start(CALLS);
+    let status = wait_for("a copy that a call makes", PATIENCE, || {
+        if calls.is_finished() {
+            calls = pair.standby.login().start(CALLS);
+        }
+        match pair.standby.status(SLOT) {
+            Some(status) if status.detail().contains("pg_sync_replication_slots()") => Ok(status),
+            seen => Err(format!("{seen:#?}")),
+        }
+    });
+    assert_eq!(status.state, "not_sync_ready");
+    check_hint(status.hint());
+    pair.standby.paste_as_one("postgres", status.hint());
+
+    let before = pair.primary.insert_lsn();
+    let consumer = consume(&pair);
+    wait_until("a call to keep its copy", 2 * PATIENCE, || {
+        if calls.is_finished() {
+            calls = pair.standby.login().start(CALLS);
+        }
+        is_kept(&pair.standby)
+    });
+    let records = pair.records_since(before);
+    assert!((1..=3).contains(&records), "{records} records");
     drop(consumer);
 }
