@@ -803,7 +803,8 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
     }
 }
 
-/// On a slot of this standby's own that keeps a copy from being made.
+/// On a slot of this standby's own that keeps a copy from being made. Somebody may use it whose
+/// consumer is just away, so the hint shows it and drops nothing.
 pub fn on_namesake(slot: &SlotName) -> Advice {
     Advice {
         detail: Some(
@@ -813,14 +814,15 @@ pub fn on_namesake(slot: &SlotName) -> Advice {
         ),
         hint: Some(Hint::run(
             sql![
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
-                 slot_name = ",
+                "SELECT slot_name, plugin, active, inactive_since, confirmed_flush_lsn FROM \
+                 pg_replication_slots WHERE slot_name = ",
                 *slot,
-                " AND NOT synced AND NOT active;"
+                " AND NOT synced;"
             ],
             comment!(
-                "on this standby, if nobody needs it here: the copy takes its place. If somebody \
-                 does, one of the two has to get another name"
+                "on this standby: whether it is used here. If nobody needs it, drop it with \
+                 pg_drop_replication_slot(), and the copy takes its place; else one of the two has \
+                 to get another name"
             ),
         )),
     }

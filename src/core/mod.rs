@@ -1,10 +1,9 @@
 //! What is true of each slot being built, and what to do about it.
 //!
-//! Pure functions and plain values: no server, no clock, no input or output. A [scan] of the
-//! server becomes an [`Observation`]; [`Watch`] holds it against what it remembers of each
-//! [`Episode`]; [`decide`] names the next [`Action`].
+//! Pure functions and plain values: no server, no clock, no input or output. A scan of the server
+//! becomes an [`Observation`]; [`Watch`] holds it against what it remembers of each [`Episode`];
+//! [`decide`] names the next [`Action`].
 //!
-//! [scan]: crate::server::scan
 //! [`Observation`]: observation::Observation
 //! [`Watch`]: watch::Watch
 //! [`Episode`]: episode::Episode
