@@ -1,4 +1,5 @@
--- What decides whether a session may be ended: who it belongs to.
+-- What decides whether a session may be ended: who it belongs to, and for how many
+-- milliseconds its client has let it idle.
 --
 -- Run in the same transaction as transactions.sql, and by a standby on its primary.
 -- The parameters are transaction ids, as text, and the names in
@@ -17,7 +18,12 @@ SELECT a.backend_xid AS xid,
        (SELECT pg_catalog.string_agg(pg_catalog.quote_ident(n.name), ', ')
           FROM pg_catalog.unnest($2) AS n (name)
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_roles AS p
-                            WHERE p.rolname OPERATOR(pg_catalog.=) n.name)) AS unknown_roles
+                            WHERE p.rolname OPERATOR(pg_catalog.=) n.name)) AS unknown_roles,
+       CASE WHEN a.state OPERATOR(pg_catalog.~~) 'idle in transaction%'
+            THEN GREATEST(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()
+                                                        OPERATOR(pg_catalog.-) a.state_change)
+                          OPERATOR(pg_catalog.*) 1000, 0)::pg_catalog.int8
+       END AS idle_for
   FROM pg_catalog.pg_stat_activity AS a
        LEFT JOIN pg_catalog.pg_roles AS r
               ON r.oid OPERATOR(pg_catalog.=) a.usesysid

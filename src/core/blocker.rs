@@ -13,6 +13,13 @@ use super::xid::Xid;
 /// How many reasons to spare one blocker are said. What a primary answers is up to that.
 const MOST_LOGGED: usize = 20;
 
+/// What counts, of the time between two scans, as time in which it blocked: when nobody looked for
+/// longer, as after a failure, the creation may have been over meanwhile.
+const LONGEST_GAP: Duration = Duration::from_secs(10);
+
+/// How soon one that was told to end its session has done so, if it can.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
 /// Between two judgements of the same session: it may be idle by then.
 const REHEAR: Duration = Duration::from_secs(1);
 /// The same, on a standby, which has to ask its primary.
@@ -94,7 +101,7 @@ impl Blocker {
     /// It goes on. `blocks`: a creation can't before it has ended.
     pub fn observe(&mut self, transaction: Transaction, blocks: bool, now: Timestamp) {
         if self.blocks {
-            self.blocked += now.since(self.seen);
+            self.blocked += now.since(self.seen).min(LONGEST_GAP);
         }
         self.listen(&transaction, now);
         let access = transaction.access.since(self.transaction.access);
@@ -184,6 +191,17 @@ impl Blocker {
         }
     }
 
+    /// Whether it goes on although it was told all that the rule allows. A cancel is served at once or
+    /// not at all; a session that is to end may have some cleaning up to do.
+    pub fn has_stayed(&self, rule: &BlockerRule, now: Timestamp) -> bool {
+        let told_for = self.judged.map_or(Duration::ZERO, |told| now.since(told));
+        self.was_told_all(rule)
+            && match self.told {
+                Some(Ending::Terminate) => told_for >= ENDS_WITHIN,
+                Some(Ending::Cancel) | None => true,
+            }
+    }
+
     pub fn was_told(&mut self, ending: Ending, now: Timestamp) {
         self.told = Some(ending);
         self.guard = None;
@@ -206,6 +224,7 @@ impl Blocker {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
+    use super::super::policy::Policy;
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -272,5 +291,33 @@ mod tests {
         assert_eq!(quiet_since(copying(20, true), 3000), Some(at(2000)));
         assert_eq!(quiet_since(copying(20, false), 4000), None);
         assert_eq!(quiet_since(copying(20, true), 5000), Some(at(5000)));
+    }
+
+    #[test]
+    fn time_without_a_look_counts_little() {
+        let mut blocker = Blocker::new(session(700, 1), at(0));
+        blocker.observe(session(700, 1), true, at(0));
+        blocker.observe(session(700, 1), true, at(9_000));
+        assert_eq!(blocker.blocked_for(), Duration::from_secs(9));
+        // An hour in which other creations may have come and gone.
+        blocker.observe(session(700, 1), true, at(3_609_000));
+        assert_eq!(blocker.blocked_for(), Duration::from_secs(19));
+    }
+
+    #[test]
+    fn one_that_was_told_to_end_its_session_has_some_time_for_it() {
+        let rule = |action| BlockerRule {
+            action,
+            ..Policy::default().blockers
+        };
+        let mut blocker = Blocker::new(session(700, 1), at(0));
+        let stayed = |blocker: &Blocker, action, now| blocker.has_stayed(&rule(action), at(now));
+        assert!(!stayed(&blocker, BlockerAction::Terminate, 60_000));
+        blocker.was_told(Ending::Cancel, at(0));
+        assert!(stayed(&blocker, BlockerAction::Cancel, 0));
+        assert!(!stayed(&blocker, BlockerAction::Terminate, 60_000));
+        blocker.was_told(Ending::Terminate, at(0));
+        assert!(!stayed(&blocker, BlockerAction::Terminate, 4_999));
+        assert!(stayed(&blocker, BlockerAction::Terminate, 5_000));
     }
 }

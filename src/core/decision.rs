@@ -209,6 +209,11 @@ mod tests {
         assert_eq!(decided(&watch, &later), [Action::AskForNews]);
     }
 
+    /// As often as is needed for all the time between them to count.
+    fn scans_until(milliseconds: i64) -> impl Iterator<Item = i64> {
+        (0..milliseconds).step_by(10_000).chain([milliseconds])
+    }
+
     /// What is decided when `x` and `y` have waited for so long for the same session.
     fn after(milliseconds: i64, change: impl Fn(&mut Policy)) -> Vec<Action> {
         let mut policy = Policy::default();
@@ -216,7 +221,7 @@ mod tests {
         change(&mut policy);
         let mut watch = Watch::default();
         let mut actions = Vec::new();
-        for at in [0, milliseconds] {
+        for at in scans_until(milliseconds) {
             let slots = ["x", "y"].map(|name| building(name, CreatorWait::Transaction));
             let seen = observation(at, slots.to_vec(), vec![session(700, 1)]);
             watch.update(&seen);
@@ -278,7 +283,7 @@ mod tests {
             policy.blockers.action = action;
             let mut watch = Watch::default();
             let mut actions = Vec::new();
-            for at in [0, 300_000, 310_000] {
+            for at in scans_until(310_000) {
                 let slots = vec![building("x", CreatorWait::Transaction)];
                 let seen = observation(at, slots, vec![session(700, 1)]);
                 watch.update(&seen);

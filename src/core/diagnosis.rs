@@ -234,7 +234,18 @@ fn is_same_application(creator: &CreatorIdentity, blocker: &Transaction) -> bool
     (same_word || same_name)
         && creator.usename.is_some()
         && creator.usename == blocker.usename
-        && creator.client_addr == blocker.client_addr
+        && may_be_same_address(creator, blocker)
+}
+
+/// Another server sees a client of its own host at another address than this one does, or at none.
+fn may_be_same_address(creator: &CreatorIdentity, blocker: &Transaction) -> bool {
+    let is_local = |address: &Option<String>| {
+        let address = address.as_deref();
+        address.is_none_or(|address| address.starts_with("127.") || address == "::1")
+    };
+    let is_elsewhere = blocker.client_process == ClientProcess::OfAnotherServer;
+    creator.client_addr == blocker.client_addr
+        || is_elsewhere && (is_local(&creator.client_addr) || is_local(&blocker.client_addr))
 }
 
 fn first_word(name: &str) -> &str {
@@ -311,6 +322,29 @@ mod tests {
         assert!(!calls_itself("sub_1", "sub_2"));
         assert!(!calls_itself("", ""));
         assert!(!calls_itself("[x]", "[y]"));
+        assert!(calls_itself("[x]", "[x]"));
+    }
+
+    #[test]
+    fn another_server_sees_clients_of_its_host_at_another_address() {
+        let seen = |here: Option<&str>, there: Option<&str>, client_process| {
+            let creator = CreatorIdentity {
+                client_addr: here.map(str::to_owned),
+                ..creator().identity
+            };
+            let blocker = Transaction {
+                client_addr: there.map(str::to_owned),
+                client_process,
+                ..named("sub")
+            };
+            kinship(&creator, &blocker) == Kinship::SameApplication
+        };
+        let elsewhere = ClientProcess::OfAnotherServer;
+        assert!(seen(None, Some("10.0.0.5"), elsewhere));
+        assert!(seen(Some("10.0.0.5"), Some("::1"), elsewhere));
+        assert!(seen(Some("127.0.0.1"), Some("10.0.0.5"), elsewhere));
+        assert!(!seen(Some("10.0.0.5"), Some("10.0.0.6"), elsewhere));
+        assert!(!seen(None, Some("10.0.0.5"), ClientProcess::Unknown));
     }
 
     #[test]

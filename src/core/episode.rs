@@ -281,7 +281,10 @@ impl Episode {
             return;
         };
         match (observation.role, &mut self.schedule) {
-            (Role::Primary, None) => self.schedule = Some(Schedule::with_own_record(running, now)),
+            (Role::Primary, None) => {
+                let running = observation.running_at(self.creator.query_start, running);
+                self.schedule = Some(Schedule::with_own_record(running, now));
+            }
             (Role::Primary, Some(schedule)) if was_promoted => schedule.promoted(running),
             (Role::Standby, Some(schedule)) if !is_lost(schedule) => {
                 if let Some(replay) = &observation.replay {

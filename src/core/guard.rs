@@ -100,7 +100,7 @@ pub enum Guard {
     /// Postgres serves no cancel request in a session that waits for its client, be it between two
     /// statements or within a COPY (`ProcessClientReadInterrupt`, `postgres.c`).
     CancelInVain,
-    /// It has stayed in its transaction after a cancel.
+    /// It has stayed in its transaction after all that it may be told.
     Stayed,
     /// A cancel that comes while it commits would end its wait for a synchronous standby, and its
     /// client would be told that the commit is done (`SyncRepWaitForLSN`, `syncrep.c`).
@@ -207,8 +207,8 @@ impl fmt::Display for Guard {
                  slot_self_heal.blocker_action = terminate would end it",
             ),
             Self::Stayed => f.write_str(
-                "it has stayed in its transaction after a cancel; slot_self_heal.blocker_action = \
-                 terminate would end it",
+                "it was told to end, as far as slot_self_heal.blocker_action allows, and has stayed in \
+                 its transaction",
             ),
             Self::CancelMayCutCommit => f.write_str(
                 "synchronous_standby_names is set, and a cancel could cut a commit's wait for a \
@@ -247,6 +247,9 @@ pub struct Standing {
     pub protected_as: Option<String>,
     /// Those of `protected_roles` that do not exist.
     pub unknown_roles: Option<String>,
+    /// How long its client has sent nothing, by the clock of the session's server; `None` while it
+    /// works.
+    pub idle_for: Option<Duration>,
 }
 
 /// What is to be done to a session.
@@ -425,21 +428,22 @@ pub fn would_be_ended(
     standing: &Standing,
     rule: &BlockerRule,
 ) -> Result<(), Guard> {
+    let state = transaction.state.as_deref().unwrap_or_default();
+    let is_in_copy = transaction.waits_for_client && !is_idle(state);
     let guard = match judge_holder(transaction, Some(standing), std::iter::empty(), rule) {
         Err(guard) => guard,
         Ok(_) if transaction.waits_for_sync_standby => Guard::Committed,
-        Ok((_, Ending::Cancel)) if is_idle(transaction.state.as_deref().unwrap_or_default()) => {
-            Guard::CancelInVain
-        }
-        Ok(_) => {
-            let state = transaction.state.as_deref().unwrap_or_default();
-            match rule.scope {
-                BlockerScope::Idle if !transaction.waits_for_client && !is_idle(state) => {
-                    Guard::NotIdle(state.to_owned())
-                }
-                BlockerScope::Idle | BlockerScope::Any => return Ok(()),
+        Ok((_, ending)) => match (rule.scope, ending, standing.idle_for) {
+            (_, Ending::Cancel, Some(_)) => Guard::CancelInVain,
+            (BlockerScope::Any, _, _) => return Ok(()),
+            (BlockerScope::Idle, _, Some(idle_for)) if idle_for < IDLE_FOR => {
+                return Err(Guard::JustIdle);
             }
-        }
+            (BlockerScope::Idle, _, Some(_)) => return Ok(()),
+            // Whether its client is silent meanwhile, the primary follows.
+            (BlockerScope::Idle, _, None) if is_in_copy => return Ok(()),
+            (BlockerScope::Idle, _, None) => Guard::NotIdle("active".into()),
+        },
     };
     Err(Guard::Primary(guard.to_string()))
 }
@@ -495,6 +499,7 @@ mod tests {
                 is_superuser: false,
                 protected_as: None,
                 unknown_roles: None,
+                idle_for: Some(IDLE_FOR),
             },
             creator: creator().identity,
             blocked_for: GRACE,
@@ -531,6 +536,7 @@ mod tests {
     fn active(case: &mut Facts) {
         case.transaction.state = Some("active".into());
         case.transaction.waits_for_client = false;
+        case.standing.idle_for = None;
     }
 
     /// A COPY FROM STDIN whose client has sent nothing since.
@@ -782,5 +788,29 @@ mod tests {
         // What passes by itself.
         assert_eq!(spared(|case| case.transaction.started = None), Ok(()));
         assert_eq!(spared(|case| silent_since(0)(case)), Ok(()));
+    }
+
+    /// What it does now, says the primary: it may have been idle when the standby last looked.
+    #[test]
+    fn a_standby_asks_whether_a_session_is_idle_for_long() {
+        let verdict = |idle_for, scope, action| {
+            let mut facts = case();
+            facts.standing.idle_for = idle_for;
+            facts.rule.scope = scope;
+            facts.rule.action = action;
+            would_be_ended(&facts.transaction, &facts.standing, &facts.rule)
+        };
+        let on_primary = |guard: Guard| Err(Guard::Primary(guard.to_string()));
+        let (idle, any) = (BlockerScope::Idle, BlockerScope::Any);
+        let (terminate, cancel) = (BlockerAction::Terminate, BlockerAction::Cancel);
+        let briefly = Some(IDLE_FOR - Duration::from_millis(1));
+        assert_eq!(verdict(Some(IDLE_FOR), idle, terminate), Ok(()));
+        assert_eq!(verdict(briefly, idle, terminate), Err(Guard::JustIdle));
+        let at_work = on_primary(Guard::NotIdle("active".into()));
+        assert_eq!(verdict(None, idle, terminate), at_work);
+        assert_eq!(verdict(briefly, any, terminate), Ok(()));
+        assert_eq!(verdict(None, any, cancel), Ok(()));
+        let in_vain = on_primary(Guard::CancelInVain);
+        assert_eq!(verdict(briefly, any, cancel), in_vain);
     }
 }

@@ -207,6 +207,26 @@ pub struct Slot {
 }
 
 impl Observation {
+    /// What ran when a creation began, as far as is known: those of `running` that did not begin later.
+    /// Between the two, others may have gone by that nobody has seen.
+    pub fn running_at(&self, began: Option<Timestamp>, running: Running) -> Running {
+        /// Between the beginning of a creator's command and its record.
+        const LONGEST_START: Duration = Duration::from_secs(1);
+        let began_later = |transaction: &&Transaction| {
+            let both = transaction.started.zip(began);
+            both.is_some_and(|(started, began)| started.since(began) > LONGEST_START)
+        };
+        let later = self.transactions.iter().filter(began_later);
+        let next = later
+            .map(|transaction| transaction.xid)
+            .filter(|xid| xid.precedes(running.next))
+            .max_by_key(|xid| xid.age(running.next));
+        Running {
+            next: next.unwrap_or(running.next),
+            ..running
+        }
+    }
+
     /// Whether this server copies its primary's slots by itself.
     pub fn syncs_slots(&self) -> bool {
         self.replay
@@ -845,6 +865,7 @@ impl<'a> Row<'a> {
             is_superuser: self.required("is_superuser")?,
             protected_as: self.optional("protected_as")?,
             unknown_roles: self.optional("unknown_roles")?,
+            idle_for: self.optional("idle_for")?.map(Duration::from_millis),
         })
     }
 
@@ -1065,6 +1086,35 @@ mod tests {
             value.map(|(_, value)| (*value).to_owned())
         };
         Row::new(&columns, COLUMNS.iter().map(value).collect()).into_transaction()
+    }
+
+    #[test]
+    fn what_began_after_a_creation_did_not_run_when_it_began() {
+        use super::super::fixtures::{at, observation, session, xid};
+        let began = |number, milliseconds: Option<i64>| Transaction {
+            started: milliseconds.map(at),
+            ..session(number, 1)
+        };
+        let transactions = vec![
+            began(700, Some(-60_000)),
+            began(701, None),
+            // It may have come before the record.
+            began(702, Some(1_000)),
+            began(703, Some(1_001)),
+            began(704, Some(2_000)),
+        ];
+        let mut seen = observation(3_000, Vec::new(), transactions);
+        let next = |seen: &Observation, began| {
+            let at_creation = seen.running_at(began, seen.running);
+            assert_eq!(at_creation.oldest, xid(700));
+            at_creation.next
+        };
+        assert_eq!(next(&seen, Some(at(0))), xid(703));
+        assert_eq!(next(&seen, Some(at(3_000))), seen.running.next);
+        assert_eq!(next(&seen, None), seen.running.next);
+        // Listed later than the running ones were.
+        seen.running.next = xid(702);
+        assert_eq!(next(&seen, Some(at(0))), xid(702));
     }
 
     #[test]

@@ -110,8 +110,8 @@ impl Schedule {
     }
 
     /// For a creator on a primary, which writes the first record itself before it waits
-    /// (`ReplicationSlotReserveWal`, `slot.c`). `running` as at first sight, at most a tick later:
-    /// what began in between is taken for running at the record.
+    /// (`ReplicationSlotReserveWal`, `slot.c`). `running` as at first sight, which may come
+    /// later: what began in between, and is not known to, is taken for running at the record.
     pub fn with_own_record(running: Running, now: Timestamp) -> Self {
         let mut schedule = Self {
             phase: Phase::Start,

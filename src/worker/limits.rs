@@ -10,7 +10,7 @@ use crate::core::guard::{self, Answer, Ending, Guard, Sentence, Standing, Verdic
 use crate::core::hint::Hint;
 use crate::core::limit::Reason;
 use crate::core::observation::{ClientProcess, Holder, Observation, Role, SlotName};
-use crate::core::policy::{BlockerAction, BlockerRule};
+use crate::core::policy::BlockerRule;
 use crate::core::time::Timestamp;
 use crate::core::upstream::Problem;
 use crate::core::xid::Xid;
@@ -93,9 +93,7 @@ impl Worker {
         let verdict = case.judge(blocker, blocker.blocked_for(), creators, rule, now);
         let is_autovacuum = matches!(case.transaction.holder, Holder::Autovacuum(_));
         Some(match verdict {
-            Ok(sentence) if sentence.ending == Ending::Cancel && blocker.was_told_all(rule) => {
-                Err(Guard::Stayed)
-            }
+            Ok(_) if blocker.has_stayed(rule, now) => Err(Guard::Stayed),
             // It would be found again when it is signalled; others must know before.
             Ok(sentence) if signal::may_cut_commit(sentence.ending, is_autovacuum) => {
                 Err(Guard::CancelMayCutCommit)
@@ -176,13 +174,15 @@ impl Worker {
         standings: &[Standing],
         rule: &BlockerRule,
     ) {
+        let now = server::now();
         judged.retain(|xid, verdict| {
             let standing = standings.iter().find(|standing| standing.xid == *xid);
             match (&verdict, standing, self.watch.blocker(*xid)) {
                 (Ok(()), Some(standing), Some(blocker)) => {
-                    *verdict = match rule.action {
-                        BlockerAction::Cancel if blocker.was_told_all(rule) => Err(Guard::Stayed),
-                        _ => guard::would_be_ended(&blocker.transaction, standing, rule),
+                    *verdict = if blocker.has_stayed(rule, now) {
+                        Err(Guard::Stayed)
+                    } else {
+                        guard::would_be_ended(&blocker.transaction, standing, rule)
                     };
                     true
                 }

@@ -1,7 +1,11 @@
 //! What `slot_self_heal.blocker_action` does to the sessions that block.
 
 use std::{
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -63,6 +67,48 @@ pub(crate) fn app(cluster: &Cluster) -> Login {
         .login()
         .role("app")
         .application(Blocker::APPLICATION)
+}
+
+/// A batch job: short statements in one long transaction, between which its
+/// client thinks. Whenever it is looked at, it is at work or has just been.
+pub(crate) struct Batch {
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Batch {
+    #[track_caller]
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let mut session = app(cluster).application("batch").connect();
+        session.run("BEGIN");
+        session.run("SELECT pg_current_xact_id()");
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let thread = thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                session.run("SELECT pg_sleep(0.05)");
+                thread::sleep(Duration::from_millis(150));
+            }
+        });
+        Self {
+            over,
+            thread: Some(thread),
+        }
+    }
+
+    /// It was not hurt.
+    #[track_caller]
+    pub(crate) fn finish(mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let thread = self.thread.take().expect("it is finished once");
+        thread.join().expect("the batch job goes on");
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What the log says of a session that was ended.
@@ -202,15 +248,15 @@ fn cancel_in_vain(major: Major) {
 
 /// A psql that rolls a failed statement back, and no more, in a transaction of
 /// the role's.
-struct Stubborn {
+pub(crate) struct Stubborn {
     psql: Process,
-    xid: String,
+    pub(crate) xid: String,
 }
 
 impl Stubborn {
     /// It runs one long statement after the other.
     #[track_caller]
-    fn start(cluster: &Cluster) -> Stubborn {
+    pub(crate) fn start(cluster: &Cluster) -> Stubborn {
         let mut psql = psql(cluster, &app(cluster).conninfo());
         psql.type_line("\\set ON_ERROR_ROLLBACK on");
         psql.type_line("BEGIN;");
@@ -228,7 +274,7 @@ impl Stubborn {
     /// Waits until the first statement was cancelled, and the second runs in the
     /// same transaction.
     #[track_caller]
-    fn survives(&self, cluster: &Cluster) {
+    pub(crate) fn survives(&self, cluster: &Cluster) {
         cluster.wait_for_log("canceling statement due to user request");
         wait_until("its second statement", PATIENCE, || {
             self.goes_on(cluster, "SELECT pg_sleep(7200);")
@@ -236,7 +282,7 @@ impl Stubborn {
     }
 
     #[track_caller]
-    fn goes_on(&self, cluster: &Cluster, query: &str) -> bool {
+    pub(crate) fn goes_on(&self, cluster: &Cluster, query: &str) -> bool {
         cluster.is_true(&format!(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{}' \
              AND query = '{query}' AND state = 'active')",

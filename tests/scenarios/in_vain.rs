@@ -1,15 +1,11 @@
 //! A session is ended only if that lets a creation go on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
-use std::time::Duration;
-
-use harness::{Blocker, Blocking, Cluster, Creator, Setup, for_a_while};
+use harness::{Blocker, Blocking, Cluster, Creator, Setup, Signal, for_a_while};
 
 use crate::{
     Major,
     blocker_action::{
-        acting_primary, app, check_nobody_was_told, check_terminated, sparing, terminating,
+        Batch, acting_primary, app, check_nobody_was_told, check_terminated, sparing, terminating,
     },
 };
 
@@ -21,6 +17,8 @@ on_every_major!(
     what_passes_makes_nothing_vain,
     beside_one_that_is_never_idle_for_long,
     beside_one_at_work_in_its_grace,
+    beside_one_that_was_told_and_stays,
+    who_began_before_the_worker_looked,
 );
 
 fn begin(cluster: &Cluster) -> Blocking {
@@ -99,41 +97,20 @@ fn what_passes_makes_nothing_vain(major: Major) {
     }
 }
 
-/// A batch job runs short statements in one long transaction. Whenever it is
-/// looked at, it is at work or has just been.
+/// Nor will the batch job be ended.
 fn beside_one_that_is_never_idle_for_long(major: Major) {
     let cluster = acting_primary("terminate", "1s", "idle", Setup::new(major));
-    let mut batch = app(&cluster).application("batch").connect();
-    batch.run("BEGIN");
-    batch.run("SELECT pg_current_xact_id()");
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                batch.run("SELECT pg_sleep(0.05)");
-                thread::sleep(Duration::from_millis(150));
-            }
-        });
-        let _over = SetAtTheEnd(&over);
-        let idle = begin(&cluster);
-        let _creation = Creator::Walsender.start(&cluster, SLOT);
-        cluster.wait_for_status(SLOT, "both", |status| status.blockers.len() == 2);
-        cluster.wait_for_log(&sparing(&idle));
-        for _ in 0..3 {
-            for_a_while();
-        }
-        check_nobody_was_told(&cluster);
-        assert!(idle.goes_on(&cluster));
-    });
-}
-
-/// Also when the test fails: the batch job's thread is waited for.
-struct SetAtTheEnd<'a>(&'a AtomicBool);
-
-impl Drop for SetAtTheEnd<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+    let batch = Batch::start(&cluster);
+    let idle = begin(&cluster);
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_status(SLOT, "both", |status| status.blockers.len() == 2);
+    cluster.wait_for_log(&sparing(&idle));
+    for _ in 0..3 {
+        for_a_while();
     }
+    check_nobody_was_told(&cluster);
+    assert!(idle.goes_on(&cluster));
+    batch.finish();
 }
 
 /// The grace of the one that has blocked since the first try is over before that
@@ -154,4 +131,54 @@ fn beside_one_at_work_in_its_grace(major: Major) {
     cluster.wait_for_log(&sparing(&busy));
     check_nobody_was_told(&cluster);
     assert!(idle.goes_on(&cluster) && busy.goes_on(&cluster));
+}
+
+/// A backend that can't serve its signal, as where its disk hangs.
+fn beside_one_that_was_told_and_stays(major: Major) {
+    let cluster = acting_primary("terminate", "2s", "idle", Setup::new(major));
+    let mut stuck = begin(&cluster);
+    let backend = stuck.pid.expect("a session");
+    backend.signal(Signal::Stop);
+    let mut creation = Creator::Walsender.start(&cluster, "first_slot");
+    cluster.wait_for_log(&terminating(&stuck));
+    // This one's grace is over when the other should have ended long ago.
+    cluster.set("slot_self_heal.blocker_grace", "'8s'");
+    let mut other = begin(&cluster);
+    let mut second = Creator::Walsender.start(&cluster, "second_slot");
+    cluster.wait_for_log(&format!(
+        "{}transaction {} would have to end first",
+        sparing(&other),
+        stuck.xid
+    ));
+    assert_eq!(cluster.count_in_log(&terminating(&other)), 0);
+    backend.signal(Signal::Cont);
+    check_terminated(&cluster, &mut stuck);
+    check_terminated(&cluster, &mut other);
+    creation.finish().unwrap();
+    second.finish().unwrap();
+}
+
+/// While it is switched off, a creation begins, and after that a transaction:
+/// that one blocks when the creation has got past the other.
+fn who_began_before_the_worker_looked(major: Major) {
+    let cluster = acting_primary("terminate", "4s", "idle", Setup::new(major));
+    let mut first = begin(&cluster);
+    cluster.set("slot_self_heal.enabled", "off");
+    let mut creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_until_sql(
+        "a creation that waits",
+        "EXISTS (SELECT FROM pg_stat_activity \
+         WHERE backend_type = 'walsender' AND wait_event = 'transactionid')",
+    );
+    for_a_while();
+    let mut later = begin(&cluster);
+    cluster.set("slot_self_heal.enabled", "on");
+    check_terminated(&cluster, &mut first);
+    cluster.wait_for_status(SLOT, "the other", |status| {
+        status.blocker_xids() == [later.xid.as_str()]
+    });
+    assert_eq!(cluster.count_in_log(&terminating(&later)), 0, "its grace");
+    check_terminated(&cluster, &mut later);
+    cluster.wait_for_state(SLOT, "ready");
+    creation.finish().unwrap();
 }

@@ -7,8 +7,8 @@ use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
     blocker_action::{
-        TERMINATED, app, cancelling, check_nobody_was_told, create_again_and_again, sparing,
-        start_copy,
+        Batch, Stubborn, TERMINATED, app, cancelling, check_nobody_was_told,
+        create_again_and_again, sparing, start_copy,
     },
     with_extension,
 };
@@ -36,6 +36,9 @@ on_majors_with_standby_slots!(
     function_while_disabled,
     one_that_the_primary_spares_spares_the_others,
     silent_copy_there,
+    beside_one_that_is_never_idle_for_long_there,
+    beside_one_that_a_cancel_does_not_reach_there,
+    cancelled_once_there,
     grace_across_tries,
 );
 
@@ -539,4 +542,58 @@ fn grace_across_tries(major: Major) {
     let tries = create_again_and_again(&mut client, "57014");
     assert!(tries >= 2, "5 s do not fit into one try");
     is_ended(&pair, &mut blocking);
+}
+
+/// Whether a session is idle for long is asked before others are ended.
+fn beside_one_that_is_never_idle_for_long_there(major: Major) {
+    let pair = merciless_pair(&["slot_self_heal.blocker_scope = 'idle'"], major);
+    let batch = Batch::start(&pair.primary);
+    let idle = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let _creation = create_behind(&pair, &idle);
+    pair.standby.wait_for_log(&sparing(&idle));
+    // It is asked about again after 10 s.
+    for _ in 0..8 {
+        for_a_while();
+    }
+    assert!(idle.goes_on(&pair.primary));
+    batch.finish();
+}
+
+/// Postgres ignores a cancel request in a session that waits for its client.
+fn beside_one_that_a_cancel_does_not_reach_there(major: Major) {
+    let pair = merciless_pair(&["slot_self_heal.blocker_action = 'cancel'"], major);
+    let busy = Blocker::Active.start_as(&pair.primary, &app(&pair.primary));
+    let idle = Blocker::IdleInTransaction.start_as(&pair.primary, &app(&pair.primary));
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let _creation = create_behind(&pair, &busy);
+    pair.standby.wait_for_log(&format!(
+        "{}transaction {} would have to end first",
+        sparing(&busy),
+        idle.xid
+    ));
+    for_a_while();
+    assert!(busy.goes_on(&pair.primary));
+    assert_eq!(pair.primary.count_in_log(&cancelling(&busy)), 0);
+}
+
+/// By the primary's action, though the standby's would allow more. A savepoint
+/// keeps the transaction.
+fn cancelled_once_there(major: Major) {
+    let pair = merciless_pair(&["slot_self_heal.blocker_action = 'cancel'"], major);
+    pair.standby
+        .set("slot_self_heal.blocker_action", "'terminate'");
+    let stubborn = Stubborn::start(&pair.primary);
+    pair.standby.wait_for_replay_of(&pair.primary);
+    let creation = pair.create(Creator::Walsender);
+    stubborn.survives(&pair.primary);
+    // It is asked about again after 10 s.
+    pair.standby.wait_for_log(&format!(
+        "slot_self_heal does not end transaction {}: it was told to end",
+        stubborn.xid
+    ));
+    assert!(stubborn.goes_on(&pair.primary, "SELECT pg_sleep(7200);"));
+    let cancelled = "canceling statement due to user request";
+    assert_eq!(pair.primary.count_in_log(cancelled), 1);
+    is_over(&pair, creation);
 }
