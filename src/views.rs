@@ -30,30 +30,49 @@ use crate::{narrate, settings, worker};
 /// A `pg_lsn`, which is a 64-bit number to C.
 type PgLsn = i64;
 
-/// A row of `slot_self_heal_status`.
-struct StatusRow {
-    slot_name: String,
-    database: String,
-    plugin: String,
-    state: &'static str,
-    state_since: Option<TimestampWithTimeZone>,
-    creation_started: Option<TimestampWithTimeZone>,
-    creator_pid: Option<i32>,
-    creator_type: Option<String>,
-    creator_application: Option<String>,
-    blockers: JsonB,
-    nudges: i32,
-    last_nudge_at: Option<TimestampWithTimeZone>,
-    last_nudge_lsn: Option<PgLsn>,
-    retained_wal: Option<i64>,
-    wal_status: Option<String>,
-    safe_wal_size: Option<i64>,
-    detail: Option<String>,
-    hint: Option<String>,
-    tries: Option<i32>,
+/// What is under the view `slot_self_heal_status`.
+///
+/// Until ALTER EXTENSION … UPDATE a database may have the SQL of an older version than the library
+/// that the server loaded. That SQL finds its function by the name in C, and gets as many columns as it
+/// declares (`heap_form_tuple`): a version adds columns at the end, and a name in C. An older library
+/// has no function of the new name, and is never asked for more columns than it knows.
+type StatusTable = TableIterator<
+    'static,
+    (
+        name!(slot_name, String),
+        name!(database, String),
+        name!(plugin, String),
+        name!(state, &'static str),
+        name!(state_since, Option<TimestampWithTimeZone>),
+        name!(creation_started, Option<TimestampWithTimeZone>),
+        name!(creator_pid, Option<i32>),
+        name!(creator_type, Option<String>),
+        name!(creator_application, Option<String>),
+        name!(blockers, JsonB),
+        name!(nudges, i32),
+        name!(last_nudge_at, Option<TimestampWithTimeZone>),
+        name!(last_nudge_lsn, Option<PgLsn>),
+        name!(retained_wal, Option<i64>),
+        name!(wal_status, Option<String>),
+        name!(safe_wal_size, Option<i64>),
+        name!(detail, Option<String>),
+        name!(hint, Option<String>),
+        // 0.2.0
+        name!(tries, Option<i32>),
+    ),
+>;
+
+#[pg_extern]
+fn slot_self_heal_get_status() -> StatusTable {
+    status_table()
 }
 
-fn status_rows() -> Vec<StatusRow> {
+#[pg_extern]
+fn slot_self_heal_get_status_0_2() -> StatusTable {
+    status_table()
+}
+
+fn status_table() -> StatusTable {
     ledger::require();
     // The slots first: what the ledger says of them is then at least as new.
     let slots = match scan::slots() {
@@ -71,359 +90,98 @@ fn status_rows() -> Vec<StatusRow> {
         role: server::role(),
     };
     let now = server::now();
-    let status = |slot| status::status(slot, &known, now).into();
-    slots.into_iter().map(status).collect()
-}
-
-impl From<Status> for StatusRow {
-    fn from(status: Status) -> Self {
+    let rows = slots.into_iter().map(|slot| {
+        let status = status::status(slot, &known, now);
         let Status { slot, creator, .. } = status;
         let whose = |of: fn(&CreatorIdentity) -> &String| {
             creator.as_ref().map(|creator| shown(of(creator).clone()))
         };
-        Self {
-            slot_name: slot.name.as_str().to_owned(),
-            database: shown(slot.database),
-            plugin: shown(slot.plugin),
-            state: status.state.as_str(),
-            state_since: status.state_since.and_then(timestamptz),
-            creation_started: status.creation_started.and_then(timestamptz),
-            creator_type: whose(|creator| &creator.backend_type),
-            creator_application: whose(|creator| &creator.application_name),
-            creator_pid: creator.map(|creator| creator.pid.get()),
-            blockers: JsonB(shown_json(status.blockers)),
-            nudges: int4(status.nudges),
-            last_nudge_at: status.last_nudge.and_then(|nudge| timestamptz(nudge.at)),
-            last_nudge_lsn: status.last_nudge.map(|nudge| nudge.lsn.get().cast_signed()),
-            retained_wal: slot.retained_wal,
-            wal_status: slot.wal_status,
-            safe_wal_size: slot.safe_wal_size,
-            detail: status.advice.detail.map(shown),
-            hint: status.advice.hint.map(pasteable),
-            tries: status.tries.map(int4),
-        }
-    }
-}
-
-/// Under the view `slot_self_heal_status`.
-#[pg_extern]
-#[allow(clippy::type_complexity)]
-fn slot_self_heal_get_status_0_2() -> TableIterator<
-    'static,
-    (
-        name!(slot_name, String),
-        name!(database, String),
-        name!(plugin, String),
-        name!(state, &'static str),
-        name!(state_since, Option<TimestampWithTimeZone>),
-        name!(creation_started, Option<TimestampWithTimeZone>),
-        name!(creator_pid, Option<i32>),
-        name!(creator_type, Option<String>),
-        name!(creator_application, Option<String>),
-        name!(blockers, JsonB),
-        name!(nudges, i32),
-        name!(last_nudge_at, Option<TimestampWithTimeZone>),
-        name!(last_nudge_lsn, Option<PgLsn>),
-        name!(retained_wal, Option<i64>),
-        name!(wal_status, Option<String>),
-        name!(safe_wal_size, Option<i64>),
-        name!(detail, Option<String>),
-        name!(hint, Option<String>),
-        name!(tries, Option<i32>),
-    ),
-> {
-    let rows = status_rows().into_iter().map(|row| {
-        let StatusRow {
-            slot_name,
-            database,
-            plugin,
-            state,
-            state_since,
-            creation_started,
-            creator_pid,
-            creator_type,
-            creator_application,
-            blockers,
-            nudges,
-            last_nudge_at,
-            last_nudge_lsn,
-            retained_wal,
-            wal_status,
-            safe_wal_size,
-            detail,
-            hint,
-            tries,
-        } = row;
         (
-            slot_name,
-            database,
-            plugin,
-            state,
-            state_since,
-            creation_started,
-            creator_pid,
-            creator_type,
-            creator_application,
-            blockers,
-            nudges,
-            last_nudge_at,
-            last_nudge_lsn,
-            retained_wal,
-            wal_status,
-            safe_wal_size,
-            detail,
-            hint,
-            tries,
+            slot.name.as_str().to_owned(),
+            shown(slot.database),
+            shown(slot.plugin),
+            status.state.as_str(),
+            status.state_since.and_then(timestamptz),
+            status.creation_started.and_then(timestamptz),
+            creator.as_ref().map(|creator| creator.pid.get()),
+            whose(|creator| &creator.backend_type),
+            whose(|creator| &creator.application_name),
+            JsonB(shown_json(status.blockers)),
+            int4(status.nudges),
+            status.last_nudge.and_then(|nudge| timestamptz(nudge.at)),
+            status.last_nudge.map(|nudge| nudge.lsn.get().cast_signed()),
+            slot.retained_wal,
+            slot.wal_status,
+            slot.safe_wal_size,
+            status.advice.detail.map(shown),
+            status.advice.hint.map(pasteable),
+            status.tries.map(int4),
         )
     });
     TableIterator::new(rows.collect::<Vec<_>>())
 }
 
-/// The same as of version 0.1.
-///
-/// Until ALTER EXTENSION … UPDATE a database may have the SQL of an older version than the library
-/// that the server loaded: it finds its functions by their names in C, and each keeps its row type.
-#[pg_extern]
-#[allow(clippy::type_complexity)]
-fn slot_self_heal_get_status() -> TableIterator<
+/// What is under the view `slot_self_heal_history`, as [`StatusTable`] is under the other. Lengths of
+/// time are in seconds.
+type HistoryTable = TableIterator<
     'static,
     (
         name!(slot_name, String),
         name!(database, String),
-        name!(plugin, String),
-        name!(state, &'static str),
-        name!(state_since, Option<TimestampWithTimeZone>),
-        name!(creation_started, Option<TimestampWithTimeZone>),
-        name!(creator_pid, Option<i32>),
-        name!(creator_type, Option<String>),
-        name!(creator_application, Option<String>),
-        name!(blockers, JsonB),
+        name!(creator_type, String),
+        name!(creator_application, String),
+        name!(started_at, Option<TimestampWithTimeZone>),
+        name!(ended_at, Option<TimestampWithTimeZone>),
+        name!(outcome, &'static str),
+        name!(waited_for_transactions, f64),
+        name!(waited_for_record, f64),
+        name!(waited_for_replay, f64),
         name!(nudges, i32),
-        name!(last_nudge_at, Option<TimestampWithTimeZone>),
-        name!(last_nudge_lsn, Option<PgLsn>),
-        name!(retained_wal, Option<i64>),
-        name!(wal_status, Option<String>),
-        name!(safe_wal_size, Option<i64>),
-        name!(detail, Option<String>),
-        name!(hint, Option<String>),
+        name!(max_retained_wal, i64),
+        name!(blockers, JsonB),
+        // 0.2.0
+        name!(reason, Option<String>),
+        name!(tries, i32),
     ),
-> {
-    let rows = status_rows().into_iter().map(|row| {
-        let StatusRow {
-            slot_name,
-            database,
-            plugin,
-            state,
-            state_since,
-            creation_started,
-            creator_pid,
-            creator_type,
-            creator_application,
-            blockers,
-            nudges,
-            last_nudge_at,
-            last_nudge_lsn,
-            retained_wal,
-            wal_status,
-            safe_wal_size,
-            detail,
-            hint,
-            ..
-        } = row;
-        (
-            slot_name,
-            database,
-            plugin,
-            state,
-            state_since,
-            creation_started,
-            creator_pid,
-            creator_type,
-            creator_application,
-            blockers,
-            nudges,
-            last_nudge_at,
-            last_nudge_lsn,
-            retained_wal,
-            wal_status,
-            safe_wal_size,
-            detail,
-            hint,
-        )
-    });
-    TableIterator::new(rows.collect::<Vec<_>>())
+>;
+
+#[pg_extern]
+fn slot_self_heal_get_history() -> HistoryTable {
+    history_table()
 }
 
-/// A row of `slot_self_heal_history`. Lengths of time are in seconds.
-struct HistoryRow {
-    slot_name: String,
-    database: String,
-    creator_type: String,
-    creator_application: String,
-    started_at: Option<TimestampWithTimeZone>,
-    ended_at: Option<TimestampWithTimeZone>,
-    outcome: &'static str,
-    waited_for_transactions: f64,
-    waited_for_record: f64,
-    waited_for_replay: f64,
-    nudges: i32,
-    max_retained_wal: i64,
-    blockers: JsonB,
-    reason: Option<String>,
-    tries: i32,
+#[pg_extern]
+fn slot_self_heal_get_history_0_2() -> HistoryTable {
+    history_table()
 }
 
 /// The newest first.
-fn history_rows() -> Vec<HistoryRow> {
+fn history_table() -> HistoryTable {
     ledger::require();
     let newest_first = ledger::finished().into_iter().rev();
-    newest_first.map(HistoryRow::from).collect()
-}
-
-impl From<Finished> for HistoryRow {
-    fn from(finished: Finished) -> Self {
+    let rows = newest_first.map(|finished| {
         let reason = finished.reason();
         let Finished {
             episode, blockers, ..
         } = finished;
+        let blockers = status::blockers_as_json(&blockers, &episode.creator);
         let story = episode.story;
-        Self {
-            slot_name: episode.slot.as_str().to_owned(),
-            database: shown(episode.database),
-            blockers: JsonB(shown_json(status::blockers_as_json(
-                &blockers,
-                &episode.creator,
-            ))),
-            creator_type: shown(episode.creator.backend_type),
-            creator_application: shown(episode.creator.application_name),
-            started_at: timestamptz(story.began),
-            ended_at: timestamptz(finished.ended),
-            outcome: finished.outcome.as_str(),
-            waited_for_transactions: story.waited.for_transactions.as_secs_f64(),
-            waited_for_record: story.waited.for_record.as_secs_f64(),
-            waited_for_replay: story.waited.for_replay.as_secs_f64(),
-            nudges: int4(story.nudges),
-            max_retained_wal: story.max_retained_wal,
-            reason: reason.map(shown),
-            tries: int4(story.tries),
-        }
-    }
-}
-
-/// Under the view `slot_self_heal_history`.
-#[pg_extern]
-#[allow(clippy::type_complexity)]
-fn slot_self_heal_get_history_0_2() -> TableIterator<
-    'static,
-    (
-        name!(slot_name, String),
-        name!(database, String),
-        name!(creator_type, String),
-        name!(creator_application, String),
-        name!(started_at, Option<TimestampWithTimeZone>),
-        name!(ended_at, Option<TimestampWithTimeZone>),
-        name!(outcome, &'static str),
-        name!(waited_for_transactions, f64),
-        name!(waited_for_record, f64),
-        name!(waited_for_replay, f64),
-        name!(nudges, i32),
-        name!(max_retained_wal, i64),
-        name!(blockers, JsonB),
-        name!(reason, Option<String>),
-        name!(tries, i32),
-    ),
-> {
-    let rows = history_rows().into_iter().map(|row| {
-        let HistoryRow {
-            slot_name,
-            database,
-            creator_type,
-            creator_application,
-            started_at,
-            ended_at,
-            outcome,
-            waited_for_transactions,
-            waited_for_record,
-            waited_for_replay,
-            nudges,
-            max_retained_wal,
-            blockers,
-            reason,
-            tries,
-        } = row;
         (
-            slot_name,
-            database,
-            creator_type,
-            creator_application,
-            started_at,
-            ended_at,
-            outcome,
-            waited_for_transactions,
-            waited_for_record,
-            waited_for_replay,
-            nudges,
-            max_retained_wal,
-            blockers,
-            reason,
-            tries,
-        )
-    });
-    TableIterator::new(rows.collect::<Vec<_>>())
-}
-
-/// The same as of version 0.1.
-#[pg_extern]
-#[allow(clippy::type_complexity)]
-fn slot_self_heal_get_history() -> TableIterator<
-    'static,
-    (
-        name!(slot_name, String),
-        name!(database, String),
-        name!(creator_type, String),
-        name!(creator_application, String),
-        name!(started_at, Option<TimestampWithTimeZone>),
-        name!(ended_at, Option<TimestampWithTimeZone>),
-        name!(outcome, &'static str),
-        name!(waited_for_transactions, f64),
-        name!(waited_for_record, f64),
-        name!(waited_for_replay, f64),
-        name!(nudges, i32),
-        name!(max_retained_wal, i64),
-        name!(blockers, JsonB),
-    ),
-> {
-    let rows = history_rows().into_iter().map(|row| {
-        let HistoryRow {
-            slot_name,
-            database,
-            creator_type,
-            creator_application,
-            started_at,
-            ended_at,
-            outcome,
-            waited_for_transactions,
-            waited_for_record,
-            waited_for_replay,
-            nudges,
-            max_retained_wal,
-            blockers,
-            ..
-        } = row;
-        (
-            slot_name,
-            database,
-            creator_type,
-            creator_application,
-            started_at,
-            ended_at,
-            outcome,
-            waited_for_transactions,
-            waited_for_record,
-            waited_for_replay,
-            nudges,
-            max_retained_wal,
-            blockers,
+            episode.slot.as_str().to_owned(),
+            shown(episode.database),
+            shown(episode.creator.backend_type),
+            shown(episode.creator.application_name),
+            timestamptz(story.began),
+            timestamptz(finished.ended),
+            finished.outcome.as_str(),
+            story.waited.for_transactions.as_secs_f64(),
+            story.waited.for_record.as_secs_f64(),
+            story.waited.for_replay.as_secs_f64(),
+            int4(story.nudges),
+            story.max_retained_wal,
+            JsonB(shown_json(blockers)),
+            reason.map(shown),
+            int4(story.tries),
         )
     });
     TableIterator::new(rows.collect::<Vec<_>>())
