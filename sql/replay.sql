@@ -19,8 +19,6 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
            AS receives,
        (pg_catalog.current_setting('restore_command') OPERATOR(pg_catalog.<>) '')::pg_catalog.text
            AS has_archive,
-       (pg_catalog.current_setting('sync_replication_slots', true) IS NOT DISTINCT FROM 'on')::pg_catalog.text
-           AS syncs_slots,
        (pg_catalog.date_part('epoch', pg_catalog.current_setting('recovery_min_apply_delay')::pg_catalog.interval)
            OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8 AS apply_delay,
        pg_catalog.current_setting('max_standby_streaming_delay') AS streaming_delay,

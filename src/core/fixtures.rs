@@ -138,6 +138,7 @@ pub fn observation(
         transactions,
         replay: None,
         upstream: None,
+        syncs_slots: false,
     }
 }
 
@@ -170,7 +171,6 @@ pub fn replay(replayed: u64) -> Replay {
         pause: None,
         receives: true,
         has_archive: false,
-        syncs_slots: false,
         apply_delay: Duration::ZERO,
         streaming_delay: "30s".into(),
         archive_delay: "30s".into(),

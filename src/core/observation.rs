@@ -136,9 +136,31 @@ pub struct Observation {
     pub replay: Option<Replay>,
     /// What the upstream said last, if it was asked.
     pub upstream: Option<Rc<Look>>,
+    /// Whether this server copies its primary's slots by itself (`sync_replication_slots`).
+    pub syncs_slots: bool,
 }
 
 impl Observation {
+    /// What ran when a creation began, as far as is known: those of `running` that did not begin later.
+    /// Between the two, others may have gone by that nobody has seen.
+    pub fn running_at(&self, began: Option<Timestamp>, running: Running) -> Running {
+        /// Between the beginning of a creator's command and its record.
+        const LONGEST_START: Duration = Duration::from_secs(1);
+        let began_later = |transaction: &&Transaction| {
+            let both = transaction.started.zip(began);
+            both.is_some_and(|(started, began)| started.since(began) > LONGEST_START)
+        };
+        let later = self.transactions.iter().filter(began_later);
+        let next = later
+            .map(|transaction| transaction.xid)
+            .filter(|xid| xid.precedes(running.next))
+            .max_by_key(|xid| xid.age(running.next));
+        Running {
+            next: next.unwrap_or(running.next),
+            ..running
+        }
+    }
+
     /// Adds what the upstream said of its primary, which may be some time ago.
     pub fn learn(&mut self, look: Option<Rc<Look>>) {
         if let Some(running) = look.as_ref().and_then(|look| look.running) {
@@ -204,35 +226,6 @@ pub struct Slot {
     pub synced_by_hand: bool,
     /// Bytes that may still be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
-}
-
-impl Observation {
-    /// What ran when a creation began, as far as is known: those of `running` that did not begin later.
-    /// Between the two, others may have gone by that nobody has seen.
-    pub fn running_at(&self, began: Option<Timestamp>, running: Running) -> Running {
-        /// Between the beginning of a creator's command and its record.
-        const LONGEST_START: Duration = Duration::from_secs(1);
-        let began_later = |transaction: &&Transaction| {
-            let both = transaction.started.zip(began);
-            both.is_some_and(|(started, began)| started.since(began) > LONGEST_START)
-        };
-        let later = self.transactions.iter().filter(began_later);
-        let next = later
-            .map(|transaction| transaction.xid)
-            .filter(|xid| xid.precedes(running.next))
-            .max_by_key(|xid| xid.age(running.next));
-        Running {
-            next: next.unwrap_or(running.next),
-            ..running
-        }
-    }
-
-    /// Whether this server copies its primary's slots by itself.
-    pub fn syncs_slots(&self) -> bool {
-        self.replay
-            .as_ref()
-            .is_some_and(|replay| replay.syncs_slots)
-    }
 }
 
 impl Slot {
@@ -783,7 +776,6 @@ impl<'a> Row<'a> {
             pause: self.required::<bool>("paused")?.then_some(Pause::NotKnown),
             receives: self.required("receives")?,
             has_archive: self.required("has_archive")?,
-            syncs_slots: self.required("syncs_slots")?,
             apply_delay: Duration::from_millis(self.required("apply_delay")?),
             streaming_delay: self.required("streaming_delay")?,
             archive_delay: self.required("archive_delay")?,

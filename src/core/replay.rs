@@ -58,8 +58,6 @@ pub struct Replay {
     pub receives: bool,
     /// Whether `restore_command` is set, so that WAL may come from an archive.
     pub has_archive: bool,
-    /// `sync_replication_slots` (17 and later)
-    pub syncs_slots: bool,
     /// `recovery_min_apply_delay`
     pub apply_delay: Duration,
     /// `max_standby_streaming_delay`, as the server shows it; `-1` is for ever.

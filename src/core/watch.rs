@@ -147,7 +147,7 @@ impl Watch {
     }
 
     fn observe_namesakes(&mut self, observation: &Observation) {
-        if !observation.syncs_slots() {
+        if !observation.syncs_slots {
             self.namesakes.clear();
             self.names_looked_at = None;
         } else if let Some(look) = &observation.upstream {
@@ -165,7 +165,7 @@ impl Watch {
     pub fn wants_names(&self, observation: &Observation, interval: Duration) -> bool {
         let now = observation.at;
         let is_due = |at: Timestamp| now < at || now.since(at) >= interval;
-        observation.syncs_slots()
+        observation.syncs_slots
             && observation.slots.iter().any(|slot| !slot.synced)
             && self.names_looked_at.is_none_or(is_due)
     }
@@ -606,8 +606,7 @@ mod tests {
                 ..slot("x", Progress::Usable)
             };
             let mut seen = standby(milliseconds, vec![own], 1000);
-            let replay = seen.replay.as_mut().expect("a standby's replay");
-            replay.syncs_slots = syncs_slots;
+            seen.syncs_slots = syncs_slots;
             seen
         };
         let with_remote = |mut seen: Observation, failover| {

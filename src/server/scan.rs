@@ -116,6 +116,7 @@ impl Scanner {
                 transactions,
                 replay,
                 upstream: None,
+                syncs_slots: super::syncs_slots(),
             })
         })
     }

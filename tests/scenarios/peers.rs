@@ -150,14 +150,14 @@ fn sessions_of_one_process(major: Major) {
         });
         check_peer(&cluster, &status.blockers[0].xid);
         assert_eq!(cluster.count_in_log(PEER), round);
-        drop(pgbench);
-        // In this order: the other one's end would make the slot.
+        // In this order: the holder's end would make the slot. pgbench's own would end it first.
         for name in ["maker", "holder"] {
             cluster.run(&format!(
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity \
                  WHERE application_name = '{name}'"
             ));
         }
+        drop(pgbench);
         cluster.wait_until_sql(
             "the end of the creation",
             "NOT EXISTS (SELECT FROM pg_replication_slots)",
