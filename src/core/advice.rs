@@ -11,7 +11,7 @@ use super::hint::{Comment, Hint, Identifier, Part, Setting, Text, comment, quote
 use super::limit::ABANDONED_FOR;
 use super::locks::{Root, Session};
 use super::observation::{
-    CreatorIdentity, Holder, Progress, Role, Slot, SlotName, Subscription, Transaction,
+    CreatorIdentity, Holder, MadeByHand, Progress, Role, Slot, SlotName, Subscription, Transaction,
 };
 use super::pause::{Pause, Raised, TooLow};
 use super::policy::{Limit, Limits};
@@ -726,7 +726,16 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 promotion";
     let remote = copy.and_then(|copy| Some((copy, copy.remote.as_ref()?)));
     let (why, hint) = match (remote, watch.upstream.problem()) {
-        (Some((_, remote)), _) if !remote.active => (
+        // What it said before may have changed since.
+        (_, Some(problem)) => (
+            format!(
+                "slot_self_heal cannot ask the primary for the record that could bring its slot \
+                 forward: {}.",
+                problem.message
+            ),
+            Some(problem.hint.clone()),
+        ),
+        (Some((_, remote)), None) if !remote.active => (
             "the slot on the primary is behind what this standby has kept, and has no consumer \
              connected that could bring it forward."
                 .to_owned(),
@@ -740,7 +749,7 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 comment!("on the primary: start its consumer"),
             )),
         ),
-        (Some((_, remote)), _) if remote.waits_for_standbys => (
+        (Some((_, remote)), None) if remote.waits_for_standbys => (
             "the slot on the primary has to come forward first, and its consumer is sent nothing at \
              present: its walsender waits until the standbys in synchronized_standby_slots have \
              received what it would send. No record is of use before."
@@ -757,7 +766,7 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 ),
             )),
         ),
-        (Some((copy, remote)), _) if copy.is_in_vain() => {
+        (Some((copy, remote)), None) if copy.is_in_vain() => {
             (in_vain(copy, remote, now), Some(look_at_consumer(&slot.name)))
         }
         (Some(_), None) => (
@@ -766,14 +775,6 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 .to_owned(),
             None,
         ),
-        (_, Some(problem)) => (
-            format!(
-                "slot_self_heal cannot ask the primary for the record that could bring its slot \
-                 forward: {}.",
-                problem.message
-            ),
-            Some(problem.hint.clone()),
-        ),
         (None, None) => (
             "slot_self_heal has not asked the primary yet.".to_owned(),
             None,
@@ -781,10 +782,18 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
     };
     let mut detail = format!("{lost}: {why}");
     let mut hint = hint.unwrap_or_default();
-    if slot.synced_by_hand {
-        detail.push_str(
-            " A call of pg_sync_replication_slots() made it, which drops it when it ends.",
-        );
+    if let Some(made_by_hand) = slot.made_by_hand {
+        detail.push_str(&match made_by_hand {
+            MadeByHand::Now => {
+                " A call of pg_sync_replication_slots() made it, which drops it when it ends."
+                    .to_owned()
+            }
+            MadeByHand::Dropped(at) => format!(
+                " A call of pg_sync_replication_slots() made it, and dropped it when it ended, {} \
+                 ago.",
+                in_words(now.since(at))
+            ),
+        });
         hint = hint.then(Hint::say(comment!(
             "on this standby: call pg_sync_replication_slots() again once that slot has come \
              forward; sync_replication_slots = on tries by itself"

@@ -7,24 +7,20 @@
 //!
 //! A call of `pg_sync_replication_slots()` makes such a copy as well, and drops it when it ends
 //! (`SyncReplicationSlots`, `slotsync.c`). The next call may persist one, if the slot on the primary
-//! has come forward meanwhile.
+//! has come forward meanwhile, so it counts as there for a while.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::episode::Nudge;
-use super::observation::{Observation, Slot, SlotName};
+use super::observation::{Observation, SlotName};
 use super::time::Timestamp;
 use super::upstream::RemoteSlot;
 
 /// The slot on the primary may have to decode one record to find a new `restart_lsn`, and another
 /// after its consumer has confirmed the first. More are of no use as long as it stays where it is.
 const TRIES: u32 = 3;
-
-/// How long a copy is remembered that ended with the call that made it: who calls again and again
-/// does so more often.
-const CALLED_AGAIN: Duration = Duration::from_secs(600);
 
 /// A copy that is not ready yet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,8 +37,6 @@ pub struct UnreadyCopy {
     pub still_since: Timestamp,
     /// Since when its consumer was seen to confirm nothing.
     pub silent_since: Timestamp,
-    /// When a call was last seen to make it.
-    called: Option<Timestamp>,
     /// When the upstream was last asked about it.
     looked_at: Option<Timestamp>,
 }
@@ -57,18 +51,12 @@ impl UnreadyCopy {
             unanswered: 0,
             still_since: now,
             silent_since: now,
-            called: None,
             looked_at: None,
         }
     }
 
-    pub fn observe(&mut self, slot: &Slot, observation: &Observation) {
-        self.called = slot.synced_by_hand.then_some(observation.at);
-        self.learn(&slot.name, observation);
-    }
-
     /// Takes in what the upstream says of the slot itself.
-    pub fn learn(&mut self, name: &SlotName, observation: &Observation) {
+    pub fn observe(&mut self, name: &SlotName, observation: &Observation) {
         let Some(look) = &observation.upstream else {
             return;
         };
@@ -90,12 +78,6 @@ impl UnreadyCopy {
     pub fn wants_look(&self, now: Timestamp, interval: Duration) -> bool {
         self.looked_at
             .is_none_or(|looked_at| now < looked_at || now.since(looked_at) >= interval)
-    }
-
-    /// Whether it ended with the call that made it, and the next call may make it anew.
-    pub fn may_be_made_again(&self, now: Timestamp) -> bool {
-        self.called
-            .is_some_and(|called| called <= now && now.since(called) < CALLED_AGAIN)
     }
 
     /// Whether all records that may be of use were written, and the slot itself has not moved.
@@ -123,7 +105,6 @@ impl UnreadyCopy {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
-    use super::super::observation::Progress;
     use super::super::xid::Lsn;
     use super::*;
 
@@ -141,7 +122,7 @@ mod tests {
             waits_for_standbys: false,
         }];
         observation.upstream = Some(look.into());
-        copy.observe(&slot("x", Progress::NotSyncReady), &observation);
+        copy.observe(&SlotName::new("x"), &observation);
     }
 
     fn nudge(milliseconds: i64) -> Nudge {
@@ -170,19 +151,6 @@ mod tests {
         let remote = copy.remote.as_mut().expect("it was seen");
         remote.waits_for_standbys = true;
         assert!(!copy.wants_record(at(60_000), INTERVAL));
-    }
-
-    #[test]
-    fn a_copy_that_a_call_made_is_remembered_for_the_next() {
-        let mut copy = UnreadyCopy::begin(at(0));
-        let observation = observation(0, Vec::new(), Vec::new());
-        let mut made = slot("x", Progress::NotSyncReady);
-        copy.observe(&made, &observation);
-        assert!(!copy.may_be_made_again(at(0)));
-        made.synced_by_hand = true;
-        copy.observe(&made, &observation);
-        assert!(copy.may_be_made_again(at(599_999)));
-        assert!(!copy.may_be_made_again(at(600_000)));
     }
 
     #[test]

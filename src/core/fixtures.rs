@@ -56,7 +56,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         wal_status: Some("reserved".into()),
         safe_wal_size: None,
         synced: false,
-        synced_by_hand: false,
+        made_by_hand: None,
     }
 }
 

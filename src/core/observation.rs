@@ -222,10 +222,19 @@ pub struct Slot {
     pub wal_status: Option<String>,
     /// A standby's copy of its primary's slot (17 and later).
     pub synced: bool,
-    /// One in the making, by a session that has called `pg_sync_replication_slots()`.
-    pub synced_by_hand: bool,
+    /// Such a copy that a call of `pg_sync_replication_slots()` made.
+    pub made_by_hand: Option<MadeByHand>,
     /// Bytes that may still be written before the slot is in danger of being lost.
     pub safe_wal_size: Option<i64>,
+}
+
+/// A standby's copy of a slot that ends with the call that made it, unless it is ready then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum MadeByHand {
+    /// It is no more, since then. Another call would make it anew.
+    Dropped(Timestamp),
+    /// The call goes on.
+    Now,
 }
 
 impl Slot {
@@ -612,8 +621,9 @@ impl<'a> Row<'a> {
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
             synced: self.required("synced")?,
-            synced_by_hand: self.peek("not_sync_ready") == Some("true")
-                && self.peek("creator_type").is_some_and(is_session),
+            made_by_hand: (self.peek("not_sync_ready") == Some("true")
+                && self.peek("creator_type").is_some_and(is_session))
+            .then_some(MadeByHand::Now),
             active: self.peek("creator_pid").is_some(),
             progress: self.progress()?,
         })

@@ -121,7 +121,7 @@ impl Watch {
                     let mut copy = copies_before
                         .remove(&slot.name)
                         .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
-                    copy.observe(slot, observation);
+                    copy.observe(&slot.name, observation);
                     self.copies.insert(slot.name.clone(), copy);
                     changes
                         .extend(remembered.map(|episode| self.ended(episode, End::Unusable, now)));
@@ -130,13 +130,6 @@ impl Watch {
                     changes.push(self.ended(episode, End::Unusable, now));
                 }
                 (Progress::Usable | Progress::LeftBehind(_) | Progress::Invalidated(_), None) => {}
-            }
-        }
-        for (name, mut copy) in copies_before {
-            let is_there = observation.slots.iter().any(|slot| slot.name == name);
-            if observation.role == Role::Standby && !is_there && copy.may_be_made_again(now) {
-                copy.learn(&name, observation);
-                self.copies.insert(name, copy);
             }
         }
         let vanished = before.into_values();

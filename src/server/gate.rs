@@ -1,13 +1,16 @@
 //! Is any logical slot being built? Read from shared memory, without a lock: all that an idle tick
 //! costs the server.
 
+use std::ffi::CStr;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ptr;
+use std::time::Duration;
 
 use pgrx::pg_sys;
 
 use super::version;
-use crate::core::observation::SlotName;
+use crate::core::observation::{MadeByHand, Progress, Role, Slot, SlotName};
+use crate::core::time::Timestamp;
 use crate::core::xid::Lsn;
 
 /// What the gate saw: whether slots may be building, and a mark that changes with them.
@@ -15,9 +18,13 @@ use crate::core::xid::Lsn;
 pub enum Gate {
     Closed,
     /// Some process holds a logical slot that is not usable yet, or there is a copy of a primary's
-    /// slot that is not ready.
+    /// slot that is not ready, or was a moment ago.
     Open(u64),
 }
+
+/// How long a copy is remembered that ended with the call that made it: who calls again and again
+/// does so more often.
+const CALLED_AGAIN: Duration = Duration::from_secs(600);
 
 /// Looks at `ReplicationSlotCtl` (`slot.h`).
 ///
@@ -42,6 +49,10 @@ pub fn look() -> Gate {
             }
         }
     }
+    for (index, _, dropped) in copies_dropped_lately() {
+        open = true;
+        (index, dropped.get()).hash(&mut building);
+    }
     if open {
         Gate::Open(building.finish())
     } else {
@@ -57,31 +68,122 @@ pub fn usable_slot(name: &SlotName) -> Option<Lsn> {
         // SAFETY: as `slots` says; a name is an array of bytes with a 0 among them.
         unsafe {
             let data = &raw const (*slot).data;
-            // Bytes with a sign here and without one there.
-            let bytes = ptr::read_volatile(&raw const (*data).name.data)
-                .map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
             let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
             let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
             let restart_lsn = ptr::read_volatile(&raw const (*data).restart_lsn);
-            let is_named = bytes.split(|byte| *byte == 0).next() == Some(name.as_str().as_bytes());
+            let is_named = text(&raw const (*data).name).is_some_and(|text| text == name.as_str());
             (is_logical && is_usable && is_named).then(|| Lsn::new(restart_lsn))
         }
     })
 }
 
-/// The slots in use, each with its place.
+/// A standby's copies of failover slots that calls of `pg_sync_replication_slots()` have made and
+/// dropped in the last 10 minutes, as the slots they were. `known`: those that are there.
+///
+/// A call takes milliseconds, so a copy itself is rarely seen. But its place keeps what it held
+/// until another slot takes it (`ReplicationSlotDropPtr` and `ReplicationSlotCreate`, `slot.c`). To
+/// be called in a transaction, for the name of the database.
+pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
+    let mut copies: Vec<Slot> = Vec::new();
+    for (_, slot, dropped) in copies_dropped_lately() {
+        // SAFETY: as `places` says. A name of a database is palloc'ed, and null where it is gone.
+        let (name, plugin, database, restart_lsn) = unsafe {
+            let data = &raw const (*slot).data;
+            let database =
+                pg_sys::get_database_name(ptr::read_volatile(&raw const (*data).database));
+            let database = (!database.is_null())
+                .then(|| CStr::from_ptr(database).to_string_lossy().into_owned());
+            (
+                text(&raw const (*data).name),
+                text(&raw const (*data).plugin),
+                database,
+                ptr::read_volatile(&raw const (*data).restart_lsn),
+            )
+        };
+        let (Some(name), Some(plugin), Some(database)) = (name, plugin, database) else {
+            continue;
+        };
+        let name = SlotName::new(name);
+        let is_same = |slot: &&mut Slot| slot.name == name;
+        let made_by_hand = Some(MadeByHand::Dropped(dropped));
+        if known.iter().any(|slot| slot.name == name) {
+            continue;
+        }
+        // Another call may have had another place for it.
+        if let Some(copy) = copies.iter_mut().find(is_same) {
+            copy.made_by_hand = copy.made_by_hand.max(made_by_hand);
+            continue;
+        }
+        copies.push(Slot {
+            name,
+            database,
+            plugin,
+            restart_lsn: Some(Lsn::new(restart_lsn)),
+            catalog_xmin: None,
+            progress: Progress::NotSyncReady,
+            active: false,
+            retained_wal: None,
+            wal_status: None,
+            synced: true,
+            made_by_hand,
+            safe_wal_size: None,
+        });
+    }
+    copies
+}
+
+/// The places of such copies, and when they were dropped. A server that copies slots by itself makes
+/// them anew.
+fn copies_dropped_lately()
+-> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot, Timestamp)> {
+    let may_be_called = super::role() == Role::Standby && !super::syncs_slots();
+    let now = super::now();
+    let places = places().filter(move |_| may_be_called);
+    places.filter_map(move |(index, slot)| {
+        // SAFETY: as `places` says.
+        let dropped = unsafe {
+            let is_copy = !ptr::read_volatile(&raw const (*slot).in_use)
+                && version::is_unready_copy(&raw const (*slot).data);
+            is_copy.then(|| version::inactive_since(slot))??
+        };
+        let is_late = dropped <= now && now.since(dropped) < CALLED_AGAIN;
+        is_late.then_some((index, slot, dropped))
+    })
+}
+
+/// A name in shared memory, which may change while it is read. `None` where it is none.
+///
+/// # Safety
+///
+/// `name` points to a name that lives on.
+unsafe fn text(name: *const pg_sys::NameData) -> Option<String> {
+    // SAFETY: the caller's promise.
+    let data = unsafe { ptr::read_volatile(&raw const (*name).data) };
+    // Bytes with a sign here and without one there.
+    let bytes = data.map(|byte| u8::from_ne_bytes(byte.to_ne_bytes()));
+    let text = bytes.split(|byte| *byte == 0).next()?;
+    let text = str::from_utf8(text).ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// The slots in use, each with the number of its place.
+fn slots() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
+    // SAFETY: as `places` says.
+    places().filter(|(_, slot)| unsafe { ptr::read_volatile(&raw const (**slot).in_use) })
+}
+
+/// All places that slots may have, each with its number.
 ///
 /// The array has max_replication_slots elements, made when the server started, and lives as long as
 /// this process. Fields are to be read one by one, without a reference to what other processes
 /// write.
-fn slots() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
-    (0..slot_count()).filter_map(|index| {
+fn places() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
+    (0..slot_count()).map(|index| {
         // SAFETY: as above.
         unsafe {
             let first = (&raw const (*pg_sys::ReplicationSlotCtl).replication_slots)
                 .cast::<pg_sys::ReplicationSlot>();
-            let slot = first.add(index);
-            ptr::read_volatile(&raw const (*slot).in_use).then_some((index, slot))
+            (index, first.add(index))
         }
     })
 }

@@ -9,9 +9,9 @@ use pgrx::spi::{OwnedPreparedStatement, Query, Spi, SpiError};
 use pgrx::{PgOid, pg_sys};
 
 use super::clients::Clients;
-use super::control_file;
 use super::report::Notice;
 use super::transaction::{internal_error, read_only_fallible};
+use super::{control_file, gate};
 use crate::core::locks::{self, LockWaiter};
 use crate::core::observation::{
     ClientProcess, Observation, Pid, Role, Row, Running, Slot, Subscription, Transaction,
@@ -89,7 +89,8 @@ impl Scanner {
         read_only_fallible(|| {
             let role = super::role();
             let slots = planned(&mut self.slots, SLOTS)?;
-            let mut slots = query(slots, &[], |row| row.into_slot())?;
+            let slots = query(slots, &[], |row| row.into_slot())?;
+            let mut slots = with_dropped_copies(slots);
             self.look_up_limits(&mut slots)?;
             let (transactions, replay) = match role {
                 Role::Primary => {
@@ -246,7 +247,12 @@ fn planned_with<'a>(
 
 /// Every logical slot, as of the current transaction.
 pub fn slots() -> Result<Vec<Slot>, ScanError> {
-    query(SLOTS, &[], |row| row.into_slot())
+    query(SLOTS, &[], |row| row.into_slot()).map(with_dropped_copies)
+}
+
+fn with_dropped_copies(mut slots: Vec<Slot>) -> Vec<Slot> {
+    slots.append(&mut gate::dropped_copies(&slots));
+    slots
 }
 
 /// Every transaction that has an xid, as of the current transaction.

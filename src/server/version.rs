@@ -5,6 +5,8 @@ use std::ffi::{CStr, c_int, c_void};
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
 
+use crate::core::time::Timestamp;
+
 type SignalHandler = unsafe extern "C-unwind" fn(c_int);
 
 /// Writes a running-xacts record, without a flush: PostgreSQL 15 has no SQL function for it.
@@ -134,5 +136,24 @@ pub unsafe fn is_unready_copy(data: *const pg_sys::ReplicationSlotPersistentData
         std::ptr::read_volatile(&raw const (*data).synced) != 0
             && std::ptr::read_volatile(&raw const (*data).persistency)
                 == pg_sys::ReplicationSlotPersistency::RS_TEMPORARY
+    }
+}
+
+/// When a slot was last released: from PostgreSQL 17 on.
+///
+/// # Safety
+///
+/// `slot` points to a slot, which other processes may change.
+pub unsafe fn inactive_since(slot: *const pg_sys::ReplicationSlot) -> Option<Timestamp> {
+    #[cfg(any(feature = "pg15", feature = "pg16"))]
+    {
+        let _ = slot;
+        None
+    }
+    // SAFETY: the caller's promise.
+    #[cfg(not(any(feature = "pg15", feature = "pg16")))]
+    unsafe {
+        let since = std::ptr::read_volatile(&raw const (*slot).inactive_since);
+        (since != 0).then(|| Timestamp::new(since))
     }
 }
