@@ -83,7 +83,7 @@ fn status_table() -> StatusTable {
     let known = Known {
         watch: match worker {
             Worker::Watching => ledger::watch(),
-            Worker::Disabled | Worker::NotRunning => Watch::default(),
+            Worker::Disabled | Worker::NotRunning(_) => Watch::default(),
         },
         finished: ledger::finished(),
         worker,
@@ -234,13 +234,8 @@ fn slot_self_heal_get_worker() -> TableIterator<
 }
 
 fn worker_hint(status: &ledger::WorkerStatus) -> Option<Hint> {
-    if !worker::is_registered() {
-        return Some(advice::more_workers(server::max_worker_processes()));
-    }
     if status.pid.is_none() {
-        let trouble = status.trouble.as_ref().filter(|_| status.cannot_connect);
-        let hint = trouble.and_then(|trouble| trouble.hint.clone());
-        return Some(hint.unwrap_or_else(advice::no_worker));
+        return Some(no_worker_hint(status));
     }
     if server::wal_level() < WalLevel::Logical {
         return Some(advice::raise_wal_level());
@@ -263,9 +258,19 @@ fn known_upstream(role: Role) -> Upstream {
     }
 }
 
+fn no_worker_hint(status: &ledger::WorkerStatus) -> Hint {
+    if !worker::is_registered() {
+        return advice::more_workers(server::max_worker_processes());
+    }
+    let trouble = status.trouble.as_ref().filter(|_| status.cannot_connect);
+    let hint = trouble.and_then(|trouble| trouble.hint.clone());
+    hint.unwrap_or_else(advice::no_worker)
+}
+
 fn worker_state() -> Worker {
-    if ledger::worker().pid.is_none() {
-        Worker::NotRunning
+    let status = ledger::worker();
+    if status.pid.is_none() {
+        Worker::NotRunning(no_worker_hint(&status))
     } else if settings::enabled() {
         Worker::Watching
     } else {

@@ -516,11 +516,9 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                  recovery_min_apply_delay, {}.",
                 in_words(*delay)
             ),
-            Some(Hint::run(
-                sql!["ALTER SYSTEM SET recovery_min_apply_delay = 0;"].alone(),
-                comment!(
-                    "on this standby, if it need not lag on purpose; then SELECT pg_reload_conf();"
-                ),
+            Some(Hint::set(
+                Setting::at_reload("recovery_min_apply_delay", "0"),
+                comment!("on this standby, if it need not lag on purpose"),
             )),
         ),
         Some(Obstacle::Behind(bytes)) => (

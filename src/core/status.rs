@@ -7,7 +7,7 @@ use super::advice::{self, Advice};
 use super::blocker::Blocker;
 use super::diagnosis::{Kinship, State, kinship};
 use super::episode::{Episode, Nudge};
-use super::hint::{Hint, sql};
+use super::hint::Hint;
 use super::history::{Finished, Outcome};
 use super::observation::{CreatorIdentity, Progress, Role, Slot, Transaction};
 use super::risk;
@@ -31,12 +31,13 @@ pub struct Status {
 }
 
 /// Why the worker may know nothing of a creation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Worker {
     Watching,
     /// `slot_self_heal.enabled` is off.
     Disabled,
-    NotRunning,
+    /// With what to do about that.
+    NotRunning(Hint),
 }
 
 /// What the ledger holds.
@@ -114,7 +115,7 @@ fn of_episode(slot: Slot, episode: &Episode, known: &Known, now: Timestamp) -> S
 }
 
 fn of_unknown_creation(slot: Slot, creator: CreatorIdentity, known: &Known) -> Status {
-    let (detail, hint): (String, Option<Hint>) = match known.worker {
+    let (detail, hint): (String, Option<Hint>) = match &known.worker {
         Worker::Watching if known.watch.more_episodes > 0 => (
             format!(
                 "Not shown: {} more creations go on than fit in slot_self_heal's shared memory; \
@@ -131,9 +132,9 @@ fn of_unknown_creation(slot: Slot, creator: CreatorIdentity, known: &Known) -> S
             "Nothing is known of this creation: slot_self_heal.enabled is off.".into(),
             Some(advice::enable()),
         ),
-        Worker::NotRunning => (
+        Worker::NotRunning(hint) => (
             "Nothing is known of this creation: slot_self_heal's worker does not run.".into(),
-            Some(sql!["SELECT hint FROM slot_self_heal_worker;"].into()),
+            Some(hint.clone()),
         ),
     };
     Status {
@@ -293,7 +294,11 @@ mod tests {
             (nothing(), Worker::Watching, "just begun"),
             (crowded, Worker::Watching, "7 more"),
             (nothing(), Worker::Disabled, "slot_self_heal.enabled"),
-            (nothing(), Worker::NotRunning, "does not run"),
+            (
+                nothing(),
+                Worker::NotRunning(advice::no_worker()),
+                "does not run",
+            ),
         ] {
             let status = of_x(&known(watch, worker));
             assert_eq!((status.state, status.tries), (State::Starting, None));

@@ -355,7 +355,7 @@ impl Introduction {
         match refusal {
             Refusal::NotPermitted => self.not_permitted(writer),
             Refusal::NotInPrerequisiteState | Refusal::Other if self.in_recovery => {
-                Problem::not_passed_on(message)
+                Problem::not_passed_on(message, writer)
             }
             // What the function itself says, unless the library is preloaded.
             Refusal::NotInPrerequisiteState => Problem::not_preloaded(&self.role, &self.database),
@@ -468,7 +468,7 @@ impl Problem {
     }
 
     /// The upstream, itself a standby, could not pass a request on.
-    pub fn not_passed_on(message: &str) -> Self {
+    pub fn not_passed_on(message: &str, writer: &Writer) -> Self {
         const PREFIX: &str = "the upstream, itself a standby, could not pass the request on: ";
         // Once is enough, however many passed it on.
         let reason = first_line(message).trim_start_matches(PREFIX);
@@ -476,7 +476,7 @@ impl Problem {
             kind: Kind::IsStandby,
             message: format!("{PREFIX}{reason}"),
             hint: Hint::run(
-                sql!["SELECT slot_self_heal_nudge();"],
+                sql!["SELECT ", writer.call(), ";"],
                 comment!(
                     "on the upstream: its error says what to do there. Or go straight to the primary:"
                 ),
@@ -877,8 +877,11 @@ mod tests {
 
     #[test]
     fn a_failure_on_the_way_is_told_once() {
-        let once = Problem::not_passed_on("ERROR:  no primary\nDETAIL: x");
-        let twice = Problem::not_passed_on(&format!("ERROR:  {}", once.message));
+        let writer = Writer::Extension {
+            schema: "Slot Home".into(),
+        };
+        let once = Problem::not_passed_on("ERROR:  no primary\nDETAIL: x", &writer);
+        let twice = Problem::not_passed_on(&format!("ERROR:  {}", once.message), &writer);
         assert_eq!(once, twice);
     }
 
