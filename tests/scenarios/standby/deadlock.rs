@@ -50,6 +50,17 @@ fn ends_by_its_hint(pair: &Pair, status: &Status) {
         pair.standby.status(SLOT).is_none()
     });
     pair.standby.wait_for_replay_of(&pair.primary);
+
+    // The next one, by another session, is none of its business.
+    let next = pair.create(Creator::Walsender);
+    let status = pair
+        .standby
+        .wait_for_state(SLOT, "waiting_for_transactions");
+    pair.standby.paste_as_one("postgres", hint);
+    for_a_while();
+    let later = pair.standby.status(SLOT).expect("it goes on");
+    assert_eq!(later.creator_pid, status.creator_pid);
+    drop(next);
 }
 
 /// The SQL function holds a snapshot as any statement does. The blocker, of

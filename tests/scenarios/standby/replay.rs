@@ -5,7 +5,7 @@ use harness::{Creator, PATIENCE, Session, Setup, free_port, wait_until};
 use super::{
     Pair, RECEIVE_SOON, SLOT, ask, check_hint, startup_process_waits, wait_for_startup_process,
 };
-use crate::{Major, primary, with_extension};
+use crate::{Major, pasted::load_as_told, primary, with_extension};
 
 on_majors_with_standby_slots!(
     paused,
@@ -46,6 +46,12 @@ fn paused(major: Major) {
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
+
+    // Somebody pauses it for another reason.
+    pair.standby.wait_for_replay_of(&pair.primary);
+    pause(&pair);
+    pair.standby.paste_as_one("postgres", hint);
+    assert!(pair.standby.is_true("SELECT pg_is_wal_replay_paused()"));
 }
 
 fn paused_while_it_waits_for_a_transaction(major: Major) {
@@ -89,12 +95,16 @@ fn delayed(major: Major) {
     let status = pair.standby.wait_for_state(SLOT, "waiting_for_replay");
     let detail = status.detail();
     assert!(detail.contains("recovery_min_apply_delay"), "{status:#?}");
-    check_hint(status.hint());
+    let hint = status.hint();
+    check_hint(hint);
 
-    pair.standby.set("recovery_min_apply_delay", "0");
+    pair.standby.paste_as_one("postgres", hint);
+    load_as_told(&pair.standby, SLOT, "recovery_min_apply_delay");
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
+    pair.standby.paste_as_one("postgres", hint);
+    assert_eq!(pair.standby.value("SHOW recovery_min_apply_delay"), "0");
 }
 
 /// Nobody does anything: it takes what it takes, and no more records.
