@@ -3,8 +3,8 @@
 //! alone.
 
 use harness::{
-    Blocker, Cluster, Creation, Creator, PATIENCE, Process, Session, Setup, Tablesync, for_a_while,
-    psql, runs, statements, wait_for, wait_until,
+    Blocker, Cluster, Creation, Creator, PATIENCE, Process, Running, Session, Setup, Status,
+    Tablesync, for_a_while, psql, runs, statements, wait_for, wait_until,
 };
 
 use crate::{Major, primary, with_extension};
@@ -225,6 +225,37 @@ impl Psql {
     }
 }
 
+/// A creation waits for `waiter`, which waits for a lock of `holder`'s; the status
+/// that says so. `others` is what the holder goes on to instead.
+#[track_caller]
+fn by_holder(
+    cluster: Cluster,
+    mut holder: Session,
+    mut waiter: Running,
+    others: &'static [&'static str],
+) -> (Case, Status) {
+    let (creation, _) = create(&cluster);
+    let status = cluster.wait_for_status(SLOT, "who holds the lock", |status| {
+        status.detail().contains(&format!("pid {} ", holder.pid()))
+    });
+    let case = Case {
+        cluster,
+        database: "postgres",
+        hint: status.hint().to_owned(),
+        ends: Box::new(move |cluster| {
+            becomes_ready(creation)(cluster);
+            waiter.result().expect("it could go on");
+        }),
+        replace: Box::new(move |_| {
+            for sql in others {
+                holder.run(sql);
+            }
+            goes_on(holder)
+        }),
+    };
+    (case, status)
+}
+
 /// It has no xid: whoever waits for its lock has one.
 fn holder_of_a_lock(major: Major) -> Case {
     let cluster = primary(major);
@@ -232,50 +263,31 @@ fn holder_of_a_lock(major: Major) -> Case {
     let mut reader = cluster.login().application("report").connect();
     reader.run("BEGIN");
     reader.run("SELECT FROM orders");
-    let mut waiter = start_waiting(&cluster, "ALTER TABLE orders ADD note text");
-    let (creation, _) = create(&cluster);
-    let status = cluster.wait_for_status(SLOT, "who holds the lock", |status| {
-        status.detail().contains(&format!("pid {} ", reader.pid()))
-    });
+    let reader_pid = reader.pid();
+    let waiter = start_waiting(&cluster, "ALTER TABLE orders ADD note text");
+    let waiter_pid = waiter.pid();
+    let (case, status) = by_holder(cluster, reader, waiter, &["COMMIT", "BEGIN", "SELECT 1"]);
+    let detail = status.detail();
     assert!(
-        status
-            .detail()
-            .contains(" in ALTER TABLE. It waits for a lock of pid ")
-            && status.detail().contains("application report"),
+        detail.contains(" in ALTER TABLE. It waits for a lock of pid ")
+            && detail.contains("application report"),
         "{status:#?}"
     );
     let blocker = &status.blockers[0];
-    assert_eq!(blocker.pid, Some(waiter.pid()));
-    assert_eq!(blocker.waits_for, [reader.pid()]);
+    assert_eq!(blocker.pid, Some(waiter_pid));
+    assert_eq!(blocker.waits_for, [reader_pid]);
     assert_eq!(blocker.backend_type.as_deref(), Some("client backend"));
-    let hint = status.hint().to_owned();
-    assert!(
-        hint.starts_with(&format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {} AND xact_start = '",
-            reader.pid()
-        )),
-        "{hint}"
+    let ends_it = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {reader_pid} AND \
+         xact_start = '"
     );
-    Case {
-        cluster,
-        database: "postgres",
-        hint,
-        ends: Box::new(move |cluster| {
-            becomes_ready(creation)(cluster);
-            waiter.result().expect("it could go on");
-        }),
-        replace: Box::new(move |_| {
-            reader.run("COMMIT");
-            reader.run("BEGIN");
-            reader.run("SELECT 1");
-            goes_on(reader)
-        }),
-    }
+    assert!(status.hint().starts_with(&ends_it), "{status:#?}");
+    case
 }
 
 /// A statement that waits for a lock, in a transaction that has its xid.
 #[track_caller]
-pub(crate) fn start_waiting(cluster: &Cluster, sql: &str) -> harness::Running {
+pub(crate) fn start_waiting(cluster: &Cluster, sql: &str) -> Running {
     let mut session = cluster.login().application("migration").connect();
     session.run("BEGIN");
     session.run("SELECT pg_current_xact_id()");
@@ -295,25 +307,8 @@ fn holder_of_a_lock_of_its_session(major: Major) -> Case {
     let cluster = primary(major);
     let mut holder = cluster.connect();
     holder.run("SELECT pg_advisory_lock(1)");
-    let mut waiter = start_waiting(&cluster, "SELECT pg_advisory_lock(1)");
-    let (creation, _) = create(&cluster);
-    let status = cluster.wait_for_status(SLOT, "who holds the lock", |status| {
-        status.detail().contains(&format!("pid {} ", holder.pid()))
-    });
-    let hint = status.hint().to_owned();
-    Case {
-        cluster,
-        database: "postgres",
-        hint,
-        ends: Box::new(move |cluster| {
-            becomes_ready(creation)(cluster);
-            waiter.result().expect("it could go on");
-        }),
-        replace: Box::new(move |_| {
-            holder.run("SELECT pg_advisory_unlock(1)");
-            goes_on(holder)
-        }),
-    }
+    let waiter = start_waiting(&cluster, "SELECT pg_advisory_lock(1)");
+    by_holder(cluster, holder, waiter, &["SELECT pg_advisory_unlock(1)"]).0
 }
 
 /// Cancelled, it comes again with a transaction of its own.
