@@ -3,9 +3,7 @@
 //! past what the standby still has; and on a primary at rest a slot moves on
 //! no more than a creation does.
 
-use harness::{
-    Cluster, Creator, PATIENCE, Process, Setup, Signal, for_a_while, wait_for, wait_until,
-};
+use harness::{Cluster, Creator, PATIENCE, Process, Setup, Signal, for_a_while, wait_until};
 
 use super::{Pair, SLOT, ask_now, check_hint};
 use crate::{Major, primary};
