@@ -1,6 +1,6 @@
 //! The record is written, and the standby does not come to replay it.
 
-use harness::{Creator, PATIENCE, Session, Setup, free_port, wait_until};
+use harness::{Creator, PATIENCE, Pid, Session, Setup, free_port, psql, wait_until};
 
 use super::{
     Pair, RECEIVE_SOON, SLOT, ask, check_hint, startup_process_waits, wait_for_startup_process,
@@ -19,6 +19,7 @@ on_majors_with_standby_slots!(
     buffer_pin,
     tablespace,
     conflict_ended_by_its_hint,
+    lock_on_another_database,
 );
 
 #[track_caller]
@@ -319,6 +320,58 @@ fn tablespace(major: Major) {
     pair.commit_something();
     wait_for_startup_process(&pair.standby, "RecoveryConflictTablespace");
     ends_with_a_session(&pair, sorter, "drop a tablespace");
+}
+
+/// Replay of DROP DATABASE waits for whoever is just connecting to that database
+/// (`dbase_redo`), and for nobody who is connecting to another one: the locks
+/// are on two objects of one class.
+fn lock_on_another_database(major: Major) {
+    const GONE: &str = "short_lived";
+    let primary = primary(major);
+    primary.run(&format!("CREATE DATABASE {GONE}"));
+    let standby = Setup::new(major)
+        .conf("max_standby_streaming_delay = -1")
+        // Looking for one, the startup process would wake them.
+        .conf("deadlock_timeout = '1h'");
+    let mut pair = Pair::of(primary, standby);
+    let standby = &pair.standby;
+    let connect = |database: &str| {
+        let login = standby.login().database(database).application("slow");
+        // Slept with the lock held (`InitPostgres`).
+        let conninfo = format!("{} options='-c post_auth_delay=2000'", login.conninfo());
+        let client = psql(standby, &conninfo);
+        let holder = format!(
+            "FROM pg_locks WHERE locktype = 'object' AND classid = 'pg_database'::regclass \
+             AND objid = (SELECT oid FROM pg_database WHERE datname = '{database}')"
+        );
+        standby.wait_until_sql("its lock", &format!("count(*) = 1 {holder}"));
+        let pid: i32 = standby
+            .value(&format!("SELECT pid {holder}"))
+            .parse()
+            .unwrap();
+        (client, Pid(pid))
+    };
+    let (_in_the_way, in_the_way) = connect(GONE);
+    let (_beside, beside) = connect("template1");
+    // DROP DATABASE waits for the primary's processes.
+    pair.frozen = None;
+    pair.primary.run(&format!("DROP DATABASE {GONE}"));
+    wait_for_startup_process(&pair.standby, "object");
+
+    let mut creation = pair.create(Creator::Walsender);
+    let named = format!("waits for other sessions here (pid {in_the_way})");
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "whom it waits for", |status| {
+            status.state == "waiting_for_replay" && status.detail().contains("waits for other")
+        });
+    assert!(status.detail().contains(&named), "{status:#?}");
+    let hint = status.hint();
+    assert!(!hint.contains(&beside.to_string()), "{hint}");
+    check_hint(hint);
+    pair.standby
+        .run(&format!("SELECT pg_terminate_backend({in_the_way})"));
+    pair.finish(&mut creation);
 }
 
 /// Who is in the way is ended in that transaction only.
