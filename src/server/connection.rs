@@ -69,7 +69,15 @@ impl Connections {
             .map(|(pid, client)| (*pid, *client))
             .collect();
         let backend_inode = |pid| self.sockets.get(&pid).map(|socket| socket.inode);
-        let found = client_process::find(&unknown, backend_inode);
+        let mut found = client_process::find(&unknown, backend_inode);
+        // What is found now counts as long as the session lives, and a look may miss a connection
+        // (see `look_at`).
+        let missed: HashMap<Pid, Client> = unknown
+            .iter()
+            .filter(|(pid, _)| !found.contains_key(*pid))
+            .map(|(pid, client)| (*pid, *client))
+            .collect();
+        found.extend(client_process::find(&missed, backend_inode));
         for (pid, client) in unknown {
             let process = found.get(&pid).copied();
             let process = process.map_or(ClientProcess::Unknown, ClientProcess::Known);
