@@ -723,6 +723,7 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
     let lost = "This copy of the primary's slot is not persisted yet, and would be lost at a \
                 promotion";
     let remote = copy.and_then(|copy| Some((copy, copy.remote.as_ref()?)));
+    let is_an_orphan = copy.is_some_and(UnreadyCopy::is_an_orphan);
     let (why, hint) = match (remote, watch.upstream.problem()) {
         // What it said before may have changed since.
         (_, Some(problem)) => (
@@ -773,6 +774,10 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 .to_owned(),
             None,
         ),
+        (None, None) if is_an_orphan => (
+            "the primary has no slot of its name any more, and it goes as well.".to_owned(),
+            None,
+        ),
         (None, None) => (
             "slot_self_heal has not asked the primary yet.".to_owned(),
             None,
@@ -792,10 +797,12 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 in_words(now.since(at))
             ),
         });
-        hint = hint.then(Hint::say(comment!(
-            "on this standby: call pg_sync_replication_slots() again once that slot has come \
-             forward; sync_replication_slots = on tries by itself"
-        )));
+        if !is_an_orphan {
+            hint = hint.then(Hint::say(comment!(
+                "on this standby: call pg_sync_replication_slots() again once that slot has come \
+                 forward; sync_replication_slots = on tries by itself"
+            )));
+        }
     }
     if let Some(namesake) = watch.namesakes.first() {
         detail.push_str(&format!(

@@ -80,6 +80,11 @@ impl UnreadyCopy {
             .is_none_or(|looked_at| now < looked_at || now.since(looked_at) >= interval)
     }
 
+    /// Whether the slot itself is gone.
+    pub fn is_an_orphan(&self) -> bool {
+        self.looked_at.is_some() && self.remote.is_none()
+    }
+
     /// Whether all records that may be of use were written, and the slot itself has not moved.
     pub fn is_in_vain(&self) -> bool {
         self.unanswered >= TRIES
@@ -109,6 +114,18 @@ mod tests {
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_copy_of_a_slot_that_is_gone_is_an_orphan() {
+        let mut copy = UnreadyCopy::begin(at(0));
+        assert!(!copy.is_an_orphan(), "nobody has asked");
+        seen(&mut copy, 0, 100, true);
+        assert!(!copy.is_an_orphan());
+        let mut observation = observation(10_000, Vec::new(), Vec::new());
+        observation.upstream = Some(look(10_000, Vec::new()).into());
+        copy.observe(&SlotName::new("x"), &observation);
+        assert!(copy.is_an_orphan());
+    }
 
     fn seen(copy: &mut UnreadyCopy, milliseconds: i64, restart_lsn: u64, active: bool) {
         let mut observation = observation(milliseconds, Vec::new(), Vec::new());

@@ -17,6 +17,7 @@ on_majors_with_slot_sync!(
     with_a_consumer_that_waits_and_is_not_seen_to,
     where_a_slot_has_its_name,
     called_by_hand,
+    called_by_hand_for_a_slot_that_is_gone,
 );
 
 /// A primary with a failover slot that lags behind, and a standby that copies
@@ -273,10 +274,11 @@ fn where_a_slot_has_its_name(major: Major) {
     );
 }
 
+const CALL: &str = "SELECT pg_sync_replication_slots()";
+
 /// As cron does. A call makes a copy and drops it within milliseconds; what was
 /// the matter is to be read afterwards, and the next call keeps its own.
 fn called_by_hand(major: Major) {
-    const CALL: &str = "SELECT pg_sync_replication_slots()";
     let pair = lagging_pair(major);
     pair.standby.run(CALL);
     assert!(
@@ -308,4 +310,26 @@ fn called_by_hand(major: Major) {
     assert!((1..=3).contains(&records), "{records} records");
     pair.standby.wait_for_state(SLOT, "ready");
     drop(consumer);
+}
+
+/// Nothing brings its copy back.
+fn called_by_hand_for_a_slot_that_is_gone(major: Major) {
+    let pair = lagging_pair(major);
+    pair.standby.set(OFTEN.0, OFTEN.1);
+    pair.standby.run(CALL);
+    pair.standby
+        .wait_for_status(SLOT, "that no consumer is there", |status| {
+            status.detail().contains("has no consumer connected")
+        });
+    pair.primary
+        .run(&format!("SELECT pg_drop_replication_slot('{SLOT}')"));
+    let status = pair.standby.wait_for_status(SLOT, "its end", |status| {
+        status.detail().contains("has no slot of its name any more")
+    });
+    assert_eq!(status.hint, None);
+    pair.check_that_no_record_is_written();
+    pair.standby.run("SELECT pg_promote()");
+    wait_until("the row's end", PATIENCE, || {
+        pair.standby.status(SLOT).is_none()
+    });
 }
