@@ -594,27 +594,45 @@ impl Cluster {
     /// Ends the WAL receiver, which pg_terminate_backend() does not.
     #[track_caller]
     pub fn end_wal_receiver(&self) {
-        let receiver = self.resting("walreceiver");
+        let receiver = self.wait_for_process(&Self::resting("walreceiver"));
         receiver.signal(Signal::Term);
         wait_until("the WAL receiver to end", PATIENCE, || !receiver.is_alive());
     }
 
-    /// While it rests, and so holds no lock.
+    /// Stops the extension's worker.
+    #[track_caller]
+    pub fn freeze_worker(&self) -> Frozen {
+        self.freeze("slot_self_heal")
+    }
+
+    /// Stops a session that waits for its client.
+    #[track_caller]
+    pub fn freeze_session(&self, pid: Pid) -> Frozen {
+        self.freeze_one(&format!("pid = {pid} AND wait_event_type = 'Client'"))
+    }
+
     #[track_caller]
     fn freeze(&self, process: &str) -> Frozen {
-        let pid = self.resting(process);
+        self.freeze_one(&Self::resting(process))
+    }
+
+    /// While it rests, and so holds no lock.
+    #[track_caller]
+    fn freeze_one(&self, condition: &str) -> Frozen {
+        let pid = self.wait_for_process(condition);
         pid.signal(Signal::Stop);
         Frozen(pid)
     }
 
-    /// Waits until a process of the server's own has nothing to do.
+    /// That a process of the server's own, or a worker, has nothing to do.
+    fn resting(process: &str) -> String {
+        format!("backend_type = '{process}' AND wait_event_type IN ('Activity', 'Extension')")
+    }
+
     #[track_caller]
-    fn resting(&self, process: &str) -> Pid {
-        let sql = format!(
-            "SELECT pid FROM pg_stat_activity \
-             WHERE backend_type = '{process}' AND wait_event_type = 'Activity'"
-        );
-        let pid = wait_for(&format!("the {process} to rest"), PATIENCE, || {
+    fn wait_for_process(&self, condition: &str) -> Pid {
+        let sql = format!("SELECT pid FROM pg_stat_activity WHERE {condition}");
+        let pid = wait_for(&format!("a process with {condition}"), PATIENCE, || {
             self.observe(|session| session.maybe(&sql))
                 .ok_or_else(|| "it does not".to_owned())
         });

@@ -345,8 +345,7 @@ fn created_again_by_another_client(major: Major) {
     first.leave(Leaving::Close);
     let status = wait_until_abandoned(&cluster, SLOT);
     let creator = status.creator_pid.unwrap();
-    let worker = cluster.worker().pid.unwrap();
-    worker.signal(Signal::Stop);
+    let frozen = cluster.freeze_worker();
     assert!(cluster.is_true(&format!("SELECT pg_cancel_backend({creator})")));
     cluster.wait_until_sql(
         "the slot's end",
@@ -358,7 +357,7 @@ fn created_again_by_another_client(major: Major) {
         "EXISTS (SELECT FROM pg_stat_activity \
          WHERE application_name = 'cdc' AND wait_event = 'transactionid')",
     );
-    worker.signal(Signal::Cont);
+    drop(frozen);
     cluster.wait_for_status(SLOT, "the second creation", |again| {
         again.state == "waiting_for_transactions" && again.creator_pid != Some(creator)
     });

@@ -1,6 +1,6 @@
 //! A session is ended only if that lets a creation go on.
 
-use harness::{Blocker, Blocking, Cluster, Creator, Setup, Signal, for_a_while};
+use harness::{Blocker, Blocking, Cluster, Creator, Setup, for_a_while};
 
 use crate::{
     Major,
@@ -138,7 +138,7 @@ fn beside_one_that_was_told_and_stays(major: Major) {
     let cluster = acting_primary("terminate", "2s", "idle", Setup::new(major));
     let mut stuck = begin(&cluster);
     let backend = stuck.pid.expect("a session");
-    backend.signal(Signal::Stop);
+    let frozen = cluster.freeze_session(backend);
     let mut creation = Creator::Walsender.start(&cluster, "first_slot");
     cluster.wait_for_log(&terminating(&stuck));
     // This one's grace is over when the other should have ended long ago.
@@ -151,7 +151,7 @@ fn beside_one_that_was_told_and_stays(major: Major) {
         stuck.xid
     ));
     assert_eq!(cluster.count_in_log(&terminating(&other)), 0);
-    backend.signal(Signal::Cont);
+    drop(frozen);
     check_terminated(&cluster, &mut stuck);
     check_terminated(&cluster, &mut other);
     creation.finish().unwrap();
