@@ -1,6 +1,8 @@
 //! Replay is paused, and not because somebody asked for it: whoever resumes it
 //! then shuts the server down, or promotes it.
 
+use std::fs;
+
 use harness::{Cluster, Creator, Setup};
 
 use super::{Pair, RECEIVE_SOON, SLOT, check_hint};
@@ -21,6 +23,7 @@ on_majors_with_standby_slots!(
     at_its_target,
     asked_for_before_its_target,
     asked_for_and_over,
+    half_written_control_file,
 );
 
 const RESUME: &str = "pg_wal_replay_resume()";
@@ -147,11 +150,10 @@ fn standby_at_its_target(major: Major) -> Pair {
 }
 
 #[track_caller]
-fn check_that_nothing_resumes(standby: &Cluster, setting: &str) {
-    let status = standby.wait_for_status(SLOT, "the target", |status| {
-        status.state == "waiting_for_replay" && status.detail().contains(setting)
+fn check_that_nothing_resumes(standby: &Cluster, why: &str) {
+    let status = standby.wait_for_status(SLOT, "why it is paused", |status| {
+        status.state == "waiting_for_replay" && status.detail().contains(why)
     });
-    assert!(status.detail().contains("promote"), "{status:#?}");
     let hint = status.hint();
     assert!(hint.lines().all(|line| line.starts_with("-- ")), "{hint}");
     check_hint(hint);
@@ -160,10 +162,20 @@ fn check_that_nothing_resumes(standby: &Cluster, setting: &str) {
     assert!(standby.is_true("SELECT pg_get_wal_replay_pause_state() = 'paused'"));
 }
 
+fn would_promote(setting: &str, value: &str) -> String {
+    format!(
+        "{setting} is set, to {value}: if that is what it has come to, resuming it would promote \
+         this server"
+    )
+}
+
 fn at_its_target(major: Major) {
     let pair = standby_at_its_target(major);
     let creation = pair.create(Creator::Walsender);
-    check_that_nothing_resumes(&pair.standby, "recovery_target");
+    check_that_nothing_resumes(
+        &pair.standby,
+        &would_promote("recovery_target", "immediate"),
+    );
     drop(creation);
 }
 
@@ -177,7 +189,10 @@ fn asked_for_before_its_target(major: Major) {
         "pg_get_wal_replay_pause_state() = 'paused'",
     );
     let creation = pair.create(Creator::SqlFunction);
-    check_that_nothing_resumes(&pair.standby, "recovery_target_name");
+    check_that_nothing_resumes(
+        &pair.standby,
+        &would_promote("recovery_target_name", "never"),
+    );
     drop(creation);
 }
 
@@ -203,4 +218,24 @@ fn asked_for_and_over(major: Major) {
             .is_true("SELECT pg_get_wal_replay_pause_state() = 'paused'")
     );
     assert_eq!(pair.standby.count_in_log("recovery aborted"), 0);
+}
+
+/// What would tell the reason is read without a lock: the server may be writing
+/// it just now.
+fn half_written_control_file(major: Major) {
+    let pair = Pair::start(major);
+    let control_file = pair.standby.data().join("global/pg_control");
+    let whole = fs::read(&control_file).unwrap();
+    let mut half = whole.clone();
+    half[16] ^= 1;
+    fs::write(&control_file, half).unwrap();
+    pair.standby.run("SELECT pg_wal_replay_pause()");
+    let mut creation = pair.create(Creator::Walsender);
+    check_that_nothing_resumes(&pair.standby, "is paused; why, slot_self_heal cannot tell");
+    fs::write(&control_file, whole).unwrap();
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "the way out", |status| status.hint().contains(RESUME));
+    pair.standby.paste_as_one("postgres", status.hint());
+    pair.finish(&mut creation);
 }
