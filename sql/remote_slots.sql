@@ -8,6 +8,7 @@
 -- all that is yet to be written. failover exists from PostgreSQL 17 on.
 SELECT s.slot_name,
        s.restart_lsn,
+       s.catalog_xmin,
        s.confirmed_flush_lsn,
        s.active::pg_catalog.text AS active,
        f.failover::pg_catalog.text AS failover,

@@ -25,10 +25,15 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
        pg_catalog.current_setting('max_standby_archive_delay') AS archive_delay,
        s.wait_event AS startup_wait,
        CASE WHEN s.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
-            THEN (SELECT pg_catalog.string_agg(pg_catalog.concat(
-                             h.pid, ' ',
+            THEN (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+                             'pid', h.pid,
+                             'xact_start',
                              pg_catalog.to_char(pg_catalog.timezone('UTC', a.xact_start),
-                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')), ',')
+                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+                             'backend_type', a.backend_type,
+                             'usename', a.usename,
+                             'application_name', a.application_name,
+                             'query', pg_catalog."left"(a.query, 100)))
                     FROM pg_catalog.pg_locks AS w
                          JOIN pg_catalog.pg_locks AS h
                            ON h.locktype OPERATOR(pg_catalog.=) w.locktype
@@ -44,12 +49,16 @@ SELECT pg_catalog.pg_last_wal_replay_lsn() AS replayed,
                      AND NOT w.granted
                      AND h.pid OPERATOR(pg_catalog.<>) w.pid)
             WHEN s.wait_event OPERATOR(pg_catalog.=) 'RecoveryConflictSnapshot'
-            THEN (SELECT pg_catalog.string_agg(pg_catalog.concat(
-                             h.pid, ' ',
+            THEN (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
+                             'pid', h.pid,
+                             'xact_start',
                              pg_catalog.to_char(pg_catalog.timezone('UTC', h.xact_start),
-                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"')), ',')
-                    FROM (SELECT a.pid,
-                                 a.xact_start,
+                                                'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
+                             'backend_type', h.backend_type,
+                             'usename', h.usename,
+                             'application_name', h.application_name,
+                             'query', pg_catalog."left"(h.query, 100)))
+                    FROM (SELECT a.*,
                                  pg_catalog.rank() OVER (
                                      PARTITION BY a.datid
                                      ORDER BY pg_catalog.age(a.backend_xmin) DESC) AS seniority

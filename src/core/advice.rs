@@ -147,6 +147,7 @@ pub fn add_risk(
     };
     let mut detail = vec![when];
     let mut hint = advice.hint.take().unwrap_or_default();
+    let mut drop = None;
     if let Progress::Usable = slot.progress {
         match (holder_back(slot, watch), slot.active) {
             (Some((blocker, episode)), true) => {
@@ -162,7 +163,7 @@ pub fn add_risk(
             (None, true) => return,
             (_, false) => {
                 detail.push("No consumer is connected to it.".to_owned());
-                hint = hint.then(remedy::drop_unconsumed(slot));
+                drop = Some(remedy::drop_unconsumed(slot));
             }
         }
     }
@@ -176,6 +177,10 @@ pub fn add_risk(
         hint.then(set)
     } else {
         hint.then(Hint::offer_to_set(comment!("or"), more, why))
+    };
+    hint = match drop {
+        Some(drop) => hint.then(drop),
+        None => hint,
     };
     detail.splice(0..0, advice.detail.take());
     advice.detail = Some(detail.join(" "));
@@ -516,9 +521,11 @@ fn on_held_replay(episode: &Episode, replay: Option<&Replay>) -> Advice {
                  recovery_min_apply_delay, {}.",
                 in_words(*delay)
             ),
-            Some(Hint::set(
+            // It is there to undo what was done on the primary.
+            Some(Hint::offer_to_set(
+                comment!("on this standby, if it need not lag on purpose:"),
                 Setting::at_reload("recovery_min_apply_delay", "0"),
-                comment!("on this standby, if it need not lag on purpose"),
+                comment!(""),
             )),
         ),
         Some(Obstacle::Behind(bytes)) => (
@@ -734,6 +741,12 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
             ),
             Some(problem.hint.clone()),
         ),
+        (Some((copy, _)), None) if !copy.is_behind() => (
+            "the slot on the primary has come as far as this standby requires, so the next look of \
+             slot synchronization should persist it."
+                .to_owned(),
+            None,
+        ),
         (Some((_, remote)), None) if !remote.active => (
             "the slot on the primary is behind what this standby has kept, and has no consumer \
              connected that could bring it forward."
@@ -775,7 +788,7 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
             None,
         ),
         (None, None) if is_an_orphan => (
-            "the primary has no slot of its name any more, and it goes as well.".to_owned(),
+            "the primary has no failover slot of its name any more, and it goes as well.".to_owned(),
             None,
         ),
         (None, None) => (
@@ -798,9 +811,13 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
             ),
         });
         if !is_an_orphan {
+            let when = match copy {
+                Some(copy) if !copy.is_behind() => "",
+                _ => " once that slot has come forward",
+            };
             hint = hint.then(Hint::say(comment!(
-                "on this standby: call pg_sync_replication_slots() again once that slot has come \
-                 forward; sync_replication_slots = on tries by itself"
+                "on this standby: call pg_sync_replication_slots() again{when}; \
+                 sync_replication_slots = on tries by itself"
             )));
         }
     }

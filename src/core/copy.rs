@@ -14,9 +14,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::episode::Nudge;
-use super::observation::{Observation, SlotName};
+use super::observation::{Observation, Slot};
 use super::time::Timestamp;
 use super::upstream::RemoteSlot;
+use super::xid::{Lsn, Xid};
 
 /// The slot on the primary may have to decode one record to find a new `restart_lsn`, and another
 /// after its consumer has confirmed the first. More are of no use as long as it stays where it is.
@@ -31,7 +32,9 @@ pub struct UnreadyCopy {
     pub last_nudge: Option<Nudge>,
     /// The slot itself, as the upstream last showed it; `None` if there is none, or nobody asked.
     pub remote: Option<RemoteSlot>,
-    /// Records since the slot itself last moved.
+    /// How far that one has to come (`update_local_synced_slot`, `slotsync.c`).
+    needs: (Option<Lsn>, Option<Xid>),
+    /// Records since the slot itself last moved, not having come so far.
     pub unanswered: u32,
     /// Since when it was seen to stay where it is.
     pub still_since: Timestamp,
@@ -48,6 +51,7 @@ impl UnreadyCopy {
             nudges: 0,
             last_nudge: None,
             remote: None,
+            needs: (None, None),
             unanswered: 0,
             still_since: now,
             silent_since: now,
@@ -56,22 +60,42 @@ impl UnreadyCopy {
     }
 
     /// Takes in what the upstream says of the slot itself.
-    pub fn observe(&mut self, name: &SlotName, observation: &Observation) {
-        let Some(look) = &observation.upstream else {
-            return;
-        };
-        let remote = look.slots.iter().find(|slot| slot.name == *name).cloned();
-        let restart = |slot: &Option<RemoteSlot>| slot.as_ref()?.restart_lsn;
-        if restart(&remote) != restart(&self.remote) {
+    pub fn observe(&mut self, slot: &Slot, observation: &Observation) {
+        let was_behind = self.is_behind();
+        self.needs = (slot.restart_lsn, slot.catalog_xmin);
+        let look = observation.upstream.as_ref();
+        let mut has_moved = false;
+        // What it said before this copy was made may be of another slot.
+        if let Some(look) = look.filter(|look| look.at >= self.since) {
+            let its_own = |remote: &&RemoteSlot| remote.name == slot.name && remote.failover;
+            let remote = look.slots.iter().find(its_own).cloned();
+            let restart = |remote: &Option<RemoteSlot>| remote.as_ref()?.restart_lsn;
+            if restart(&remote) != restart(&self.remote) {
+                has_moved = true;
+                self.still_since = look.at;
+            }
+            let confirmed = |remote: &Option<RemoteSlot>| remote.as_ref()?.confirmed_flush_lsn;
+            if confirmed(&remote) != confirmed(&self.remote) {
+                self.silent_since = look.at;
+            }
+            self.remote = remote;
+            self.looked_at = Some(look.at);
+        }
+        // Each record moves a slot a little, also one that has come far enough.
+        if self.is_behind() && (has_moved || !was_behind) {
             self.unanswered = 0;
-            self.still_since = look.at;
         }
-        let confirmed = |slot: &Option<RemoteSlot>| slot.as_ref()?.confirmed_flush_lsn;
-        if confirmed(&remote) != confirmed(&self.remote) {
-            self.silent_since = look.at;
-        }
-        self.remote = remote;
-        self.looked_at = Some(look.at);
+    }
+
+    /// Whether the slot itself still has to come forward, as far as is known.
+    pub fn is_behind(&self) -> bool {
+        let Some(remote) = &self.remote else {
+            return true;
+        };
+        let (restart_lsn, catalog_xmin) = self.needs;
+        let precedes = |(xid, needed): (Xid, Xid)| xid.precedes(needed);
+        remote.restart_lsn < restart_lsn
+            || remote.catalog_xmin.zip(catalog_xmin).is_some_and(precedes)
     }
 
     /// Whether the upstream should be asked how the slot itself is doing.
@@ -110,7 +134,7 @@ impl UnreadyCopy {
 #[cfg(test)]
 mod tests {
     use super::super::fixtures::*;
-    use super::super::xid::Lsn;
+    use super::super::observation::{Progress, SlotName};
     use super::*;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -123,7 +147,7 @@ mod tests {
         assert!(!copy.is_an_orphan());
         let mut observation = observation(10_000, Vec::new(), Vec::new());
         observation.upstream = Some(look(10_000, Vec::new()).into());
-        copy.observe(&SlotName::new("x"), &observation);
+        copy.observe(&slot_that_needs(700), &observation);
         assert!(copy.is_an_orphan());
     }
 
@@ -133,13 +157,22 @@ mod tests {
         look.slots = vec![RemoteSlot {
             name: SlotName::new("x"),
             restart_lsn: Some(Lsn::new(restart_lsn)),
+            catalog_xmin: Some(xid(700)),
             confirmed_flush_lsn: None,
             active,
             failover: true,
             waits_for_standbys: false,
         }];
         observation.upstream = Some(look.into());
-        copy.observe(&SlotName::new("x"), &observation);
+        copy.observe(&slot_that_needs(700), &observation);
+    }
+
+    fn slot_that_needs(catalog_xmin: u32) -> Slot {
+        Slot {
+            restart_lsn: Some(Lsn::new(1000)),
+            catalog_xmin: Some(xid(catalog_xmin)),
+            ..slot("x", Progress::NotSyncReady)
+        }
     }
 
     fn nudge(milliseconds: i64) -> Nudge {
@@ -168,6 +201,31 @@ mod tests {
         let remote = copy.remote.as_mut().expect("it was seen");
         remote.waits_for_standbys = true;
         assert!(!copy.wants_record(at(60_000), INTERVAL));
+    }
+
+    #[test]
+    fn a_slot_that_has_come_far_enough_needs_no_more_for_moving_on() {
+        let mut copy = UnreadyCopy::begin(at(0));
+        seen(&mut copy, 0, 100, true);
+        copy.recorded(nudge(0));
+        assert!(copy.is_behind());
+        let mut written = 1;
+        for round in 1..10 {
+            let now = round * 10_000;
+            seen(&mut copy, now, 1000 + round.cast_unsigned(), true);
+            assert!(!copy.is_behind());
+            if copy.wants_record(at(now), INTERVAL) {
+                copy.recorded(nudge(now));
+                written += 1;
+            }
+        }
+        assert_eq!(written, TRIES);
+
+        // Another call asks for more.
+        let observation = observation(100_000, Vec::new(), Vec::new());
+        copy.observe(&slot_that_needs(701), &observation);
+        assert!(copy.is_behind());
+        assert!(copy.wants_record(at(100_000), INTERVAL));
     }
 
     #[test]

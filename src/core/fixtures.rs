@@ -161,6 +161,10 @@ pub fn in_the_way(number: i32) -> InTheWay {
     InTheWay {
         pid: pid(number),
         xact_start: Some("2026-11-22T21:00:00.000001+00:00".into()),
+        backend_type: Some("client backend".into()),
+        usename: Some("app".into()),
+        application_name: Some("report".into()),
+        query: None,
     }
 }
 

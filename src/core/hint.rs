@@ -388,7 +388,7 @@ impl fmt::Display for Hint {
 
 /// Without what would end a comment before its line does, or show it in another order than it is
 /// read in: some clients take U+2028 for the end of a line, and marks of direction turn text around.
-fn on_one_line(text: &str) -> String {
+pub fn on_one_line(text: &str) -> String {
     let breaks = |character: char| {
         character.is_control()
             || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -513,6 +513,43 @@ mod tests {
 
         fn has_value(&self, name: &str, value: &str) -> bool {
             (self.0, self.1) == (name, value)
+        }
+    }
+
+    /// Whoever may create functions in a schema on the path may shadow one of `pg_catalog` whose
+    /// arguments have to be converted, or are of any type. Those named `pg_…` take what they are
+    /// given here.
+    #[test]
+    fn functions_that_could_be_shadowed_are_qualified() {
+        let sources = [
+            include_str!("advice.rs"),
+            include_str!("remedy.rs"),
+            include_str!("upstream.rs"),
+        ];
+        let is_of_name = |character: char| character.is_alphanumeric() || "_.".contains(character);
+        for statement in sources
+            .iter()
+            .flat_map(|source| source.split("sql![").skip(1))
+        {
+            let statement = &statement[..statement.find("\n    ]").unwrap_or(statement.len())];
+            let end = statement
+                .find("],")
+                .or(statement.find("];"))
+                .unwrap_or(statement.len());
+            let texts = statement[..end.min(statement.len())]
+                .split('"')
+                .skip(1)
+                .step_by(2);
+            for text in texts {
+                for (at, _) in text.match_indices('(') {
+                    let name = text[..at].rsplit(|character| !is_of_name(character)).next();
+                    let name = name.unwrap_or_default();
+                    assert!(
+                        name.is_empty() || name.starts_with("pg_") || name.starts_with('.'),
+                        "{name}() in {text}"
+                    );
+                }
+            }
         }
     }
 

@@ -721,15 +721,13 @@ impl<'a> Row<'a> {
 
     /// A list of pids, each with the beginning of its transaction, if it is in one. Each once.
     fn in_the_way(&mut self) -> Result<Vec<InTheWay>, UnreadableRow> {
-        let list = self.text("waits_for")?;
-        let read = |text: &str| {
-            let (pid, xact_start) = text.split_once(' ')?;
-            Some(InTheWay {
-                pid: Pid::new(pid.parse().ok()?)?,
-                xact_start: (!xact_start.is_empty()).then(|| xact_start.to_owned()),
-            })
+        const COLUMN: &str = "waits_for";
+        let mut all: Vec<InTheWay> = match self.optional::<String>(COLUMN)? {
+            None => Vec::new(),
+            Some(list) => {
+                serde_json::from_str(&list).map_err(|_| UnreadableRow { column: COLUMN })?
+            }
         };
-        let mut all: Vec<InTheWay> = list.split(',').filter_map(read).collect();
         all.sort_by_key(|one| one.pid.get());
         all.dedup_by_key(|one| one.pid);
         Ok(all)
@@ -847,6 +845,7 @@ impl<'a> Row<'a> {
         Ok(RemoteSlot {
             name: SlotName::new(self.required::<String>("slot_name")?),
             restart_lsn: self.optional("restart_lsn")?,
+            catalog_xmin: self.optional("catalog_xmin")?,
             confirmed_flush_lsn: self.optional("confirmed_flush_lsn")?,
             active: self.required("active")?,
             failover: self.required("failover")?,

@@ -6,7 +6,7 @@ use super::advice::doing;
 use super::diagnosis::{Kinship, kinship};
 use super::episode::Episode;
 use super::guard::Ending;
-use super::hint::{Hint, Identifier, Literal, Sql, Text, comment, quote_literal, sql};
+use super::hint::{Hint, Identifier, Literal, Sql, Text, comment, on_one_line, quote_literal, sql};
 use super::locks::{self, Root, Session};
 use super::observation::{Access, Holder, Pid, Role, Slot, SlotName, Subscription, Transaction};
 use super::replay::InTheWay;
@@ -273,7 +273,8 @@ fn of_holder(session: &Session, blocker: &Transaction) -> Sql {
             of_pid,
             " AND backend_start = ",
             Literal(backend_start),
-            " AND pid IN (SELECT unnest(pg_blocking_pids(pid)) FROM pg_stat_activity WHERE ",
+            " AND pid IN (SELECT pg_catalog.unnest(pg_blocking_pids(pid)) FROM pg_stat_activity \
+             WHERE ",
             of_xid(blocker.xid),
             ")"
         ],
@@ -387,6 +388,14 @@ fn of_prepared(blocker: &Transaction, gid: &str, place: &str) -> Hint {
         |database| format!("database {database}"),
     );
     let shown = quote_literal(gid);
+    if let Some(subscription) = two_phase_subscription(gid) {
+        return Hint::say(comment!(
+            "{place}prepared transaction {shown} is of a subscription with two_phase, OID \
+             {subscription} in {named}: end it on its publisher, with COMMIT PREPARED or ROLLBACK \
+             PREPARED. Ended here, that subscription stops for good; only if it is gone \
+             (pg_subscription) nobody else will end it"
+        ));
+    }
     let allow = |allowed: Text| {
         database.map(|database| {
             sql![
@@ -398,7 +407,10 @@ fn of_prepared(blocker: &Transaction, gid: &str, place: &str) -> Hint {
             ]
         })
     };
-    let (first, afterwards) = (allow(Text("true")), allow(Text("false")));
+    let first = allow(Text("true")).map(|allow| as_long_as_prepared(xid, &allow));
+    // In a comment, which has one line.
+    let afterwards =
+        allow(Text("false")).filter(|_| database.is_some_and(|name| on_one_line(name) == name));
     match (blocker.access, first, afterwards) {
         (Access::Invalid, ..) => Hint::say(comment!(
             "{place}{named} is invalid since a DROP DATABASE was interrupted: nobody can connect to \
@@ -419,8 +431,8 @@ fn of_prepared(blocker: &Transaction, gid: &str, place: &str) -> Hint {
         )),
         (Access::NotAllowed, ..) => Hint::run(
             sql![
-                "SELECT format('ALTER DATABASE %I WITH ALLOW_CONNECTIONS true', database) FROM \
-                 pg_prepared_xacts WHERE transaction = ",
+                "SELECT pg_catalog.format('ALTER DATABASE %I WITH ALLOW_CONNECTIONS true', database) \
+                 FROM pg_prepared_xacts WHERE transaction = ",
                 xid,
                 ";"
             ],
@@ -445,6 +457,26 @@ fn of_prepared(blocker: &Transaction, gid: &str, place: &str) -> Hint {
     }
 }
 
+/// The subscription of an apply worker that has prepared a transaction under this gid
+/// (`TwoPhaseTransactionGid`, `twophase.c`).
+fn two_phase_subscription(gid: &str) -> Option<u32> {
+    let (subscription, xid) = gid.strip_prefix("pg_gid_")?.split_once('_')?;
+    xid.parse::<u32>().ok()?;
+    subscription.parse().ok()
+}
+
+/// Nothing once that prepared transaction has ended.
+fn as_long_as_prepared(xid: Xid, statement: &Sql) -> Sql {
+    let body = sql![
+        "BEGIN IF EXISTS (SELECT FROM pg_prepared_xacts WHERE transaction = ",
+        xid,
+        ") THEN ",
+        *statement,
+        " END IF; END"
+    ];
+    sql!["DO ", Literal(&body.to_string()), ";"]
+}
+
 fn end_prepared(xid: Xid, gid: &str, database: &str, is_known: bool, place: &str) -> Hint {
     if gid.is_ascii() && is_known {
         Hint::run(
@@ -455,8 +487,8 @@ fn end_prepared(xid: Xid, gid: &str, database: &str, is_known: bool, place: &str
         // It is in its own database's encoding, and may not have survived ours.
         Hint::run(
             sql![
-                "SELECT format('ROLLBACK PREPARED %L', gid), database FROM pg_prepared_xacts WHERE \
-                 transaction = ",
+                "SELECT pg_catalog.format('ROLLBACK PREPARED %L', gid), database FROM \
+                 pg_prepared_xacts WHERE transaction = ",
                 xid,
                 ";"
             ],
@@ -467,16 +499,52 @@ fn end_prepared(xid: Xid, gid: &str, database: &str, is_known: bool, place: &str
 
 /// On a session that a standby's replay waits for: ends it as long as it is in that transaction.
 pub fn of_conflict(session: &InTheWay) -> Hint {
+    let place = "on this standby: ";
     let pid = session.pid;
-    match &session.xact_start {
-        Some(xact_start) => Hint::run(
+    match (session.kind(), &session.xact_start) {
+        (Kind::Backup, _) => of_backup(pid, place),
+        (Kind::Sender, _) => of_sender(pid, place),
+        (Kind::Subscriber(_), _) => of_subscriber(pid, None, place),
+        // Of its transaction nobody is told (`pg_stat_get_activity`, `pgstatfuncs.c`).
+        (Kind::Walsender, _) => Hint::say(comment!(
+            "{place}pid {pid} is a walsender{}: its client ends its statement, or its connection",
+            session.named()
+        )),
+        (Kind::Client | Kind::Unseen | Kind::Server(_), Some(xact_start)) => Hint::run(
             tell(
                 Ending::Terminate,
                 sql!["pid = ", pid, " AND xact_start = ", Literal(xact_start)],
             ),
-            comment!("on this standby: pid {pid}"),
+            comment!("{place}pid {pid}{}", session.named()),
         ),
-        None => Hint::say(comment!("on this standby: pid {pid} is just ending")),
+        (Kind::Client | Kind::Unseen | Kind::Server(_), None) => {
+            Hint::say(comment!("{place}pid {pid} is just ending"))
+        }
+    }
+}
+
+impl InTheWay {
+    fn kind(&self) -> Kind<'_> {
+        Kind::new(
+            self.backend_type.as_deref(),
+            None,
+            self.application_name.as_deref(),
+            self.usename.as_deref(),
+            self.query.as_deref(),
+        )
+    }
+
+    fn named(&self) -> String {
+        let role = self.usename.iter().map(|role| format!("role {role}"));
+        let application = self.application_name.iter();
+        let application = application
+            .filter(|name| !name.is_empty())
+            .map(|name| format!("application {name}"));
+        let names: Vec<String> = role.chain(application).collect();
+        match names.as_slice() {
+            [] => String::new(),
+            names => format!(" ({})", names.join(", ")),
+        }
     }
 }
 
@@ -522,14 +590,15 @@ pub fn drop_invalidated(slot: &Slot) -> Hint {
 
 /// Drops a slot whose consumer is away, unless it has come back.
 pub fn drop_unconsumed(slot: &Slot) -> Hint {
-    Hint::run(
+    Hint::offer(
+        comment!("or, if its consumer will never come back, drop it:"),
         drop_unused(sql![
             "slot_name = ",
             slot.name,
             " AND restart_lsn",
             equals(slot.restart_lsn)
         ]),
-        comment!("if its consumer need not be started again"),
+        comment!(""),
     )
 }
 
@@ -712,7 +781,7 @@ mod tests {
             Some(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = 9 AND \
                  backend_start = '2026-11-22T20:00:00.000001+00:00' AND pid IN (SELECT \
-                 unnest(pg_blocking_pids(pid)) FROM pg_stat_activity WHERE backend_xid = '701'); -- \
+                 pg_catalog.unnest(pg_blocking_pids(pid)) FROM pg_stat_activity WHERE backend_xid = '701'); -- \
                  pid 9, idle in transaction for 5 s"
             )
         );
@@ -740,6 +809,49 @@ mod tests {
     }
 
     #[test]
+    fn what_a_subscription_has_prepared_is_ended_by_its_publisher() {
+        assert!(only_says(&on_primary(&prepared(700, "pg_gid_16447_786"))));
+        for gid in [
+            "pg_gid_16447",
+            "pg_gid_x_786",
+            "pg_gid_16447_",
+            "gid_16447_786",
+        ] {
+            assert_eq!(two_phase_subscription(gid), None, "{gid}");
+        }
+    }
+
+    #[test]
+    fn replay_waits_for_what_is_to_finish() {
+        let there = |backend_type: &str, application: &str, query: &str| {
+            let session = InTheWay {
+                backend_type: Some(backend_type.into()),
+                application_name: Some(application.into()),
+                query: Some(query.into()),
+                ..in_the_way(9)
+            };
+            of_conflict(&session).to_string()
+        };
+        assert_eq!(
+            there("client backend", "report", "SELECT 1"),
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = 9 AND xact_start = \
+             '2026-11-22T21:00:00.000001+00:00'; -- on this standby: pid 9 (role app, application \
+             report)"
+        );
+        assert!(only_says(&there(
+            "client backend",
+            "pg_dump",
+            "COPY t TO stdout;"
+        )));
+        assert!(only_says(&there(
+            "walsender",
+            "pg_16_sync_17_18",
+            "COPY t TO STDOUT"
+        )));
+        assert!(only_says(&there("walsender", "cdc", "START_REPLICATION")));
+    }
+
+    #[test]
     fn a_database_that_lets_nobody_in_is_opened_first() {
         let in_database = |access| Transaction {
             access,
@@ -749,7 +861,10 @@ mod tests {
         let closed = on_primary(&in_database(Access::NotAllowed));
         let lines: Vec<_> = closed.lines().collect();
         assert!(
-            lines[0].starts_with("ALTER DATABASE \"it's\" WITH ALLOW_CONNECTIONS true; -- "),
+            lines[0].starts_with(
+                "DO 'BEGIN IF EXISTS (SELECT FROM pg_prepared_xacts WHERE transaction = ''700'') \
+                 THEN ALTER DATABASE \"it''s\" WITH ALLOW_CONNECTIONS true; END IF; END'; -- "
+            ),
             "{closed}"
         );
         let close = "-- afterwards: ALTER DATABASE \"it's\" WITH ALLOW_CONNECTIONS false;";
@@ -764,7 +879,7 @@ mod tests {
         };
         for access in [Access::NotAllowed, Access::Allowed] {
             let hint = on_primary(&garbled(access));
-            assert!(hint.starts_with("SELECT format('"), "{hint}");
+            assert!(hint.starts_with("SELECT pg_catalog.format('"), "{hint}");
         }
     }
 }

@@ -19,6 +19,11 @@ pub struct InTheWay {
     pub pid: Pid,
     /// When its transaction began, as ISO 8601: tells it from the next one.
     pub xact_start: Option<String>,
+    pub backend_type: Option<String>,
+    pub usename: Option<String>,
+    pub application_name: Option<String>,
+    /// Its beginning.
+    pub query: Option<String>,
 }
 
 /// What the startup process waits for, where that tells by itself why replay gets nowhere.

@@ -395,10 +395,12 @@ mod tests {
         let (detail, hint) = said(used(700, false));
         assert!(detail.contains("No consumer"), "{detail}");
         assert!(
-            hint.starts_with(
-                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE \
-                 slot_name = 'y' AND restart_lsn = '0/800000' AND NOT active;"
-            ),
+            hint.starts_with("ALTER SYSTEM SET max_slot_wal_keep_size = '200MB'; -- ")
+                && hint.ends_with(
+                    "drop it: SELECT pg_drop_replication_slot(slot_name) FROM \
+                     pg_replication_slots WHERE slot_name = 'y' AND restart_lsn = '0/800000' AND \
+                     NOT active;"
+                ),
             "{hint}"
         );
 

@@ -81,6 +81,7 @@ pub struct Record {
 pub struct RemoteSlot {
     pub name: SlotName,
     pub restart_lsn: Option<Lsn>,
+    pub catalog_xmin: Option<Xid>,
     pub confirmed_flush_lsn: Option<Lsn>,
     /// Whether a consumer is connected to it.
     pub active: bool,

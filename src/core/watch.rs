@@ -121,7 +121,7 @@ impl Watch {
                     let mut copy = copies_before
                         .remove(&slot.name)
                         .unwrap_or_else(|| UnreadyCopy::begin(observation.at));
-                    copy.observe(&slot.name, observation);
+                    copy.observe(slot, observation);
                     self.copies.insert(slot.name.clone(), copy);
                     changes
                         .extend(remembered.map(|episode| self.ended(episode, End::Unusable, now)));
@@ -607,6 +607,7 @@ mod tests {
             look.slots = vec![RemoteSlot {
                 name: SlotName::new("x"),
                 restart_lsn: None,
+                catalog_xmin: None,
                 confirmed_flush_lsn: None,
                 active: false,
                 failover,

@@ -11,7 +11,7 @@ use pgrx::pg_sys;
 use super::version;
 use crate::core::observation::{MadeByHand, Progress, Role, Slot, SlotName};
 use crate::core::time::Timestamp;
-use crate::core::xid::Lsn;
+use crate::core::xid::{Lsn, Xid};
 
 /// What the gate saw: whether slots may be building, and a mark that changes with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
     let mut copies: Vec<Slot> = Vec::new();
     for (_, slot, dropped) in copies_dropped_lately() {
         // SAFETY: as `places` says. A name of a database is palloc'ed, and null where it is gone.
-        let (name, plugin, database, restart_lsn) = unsafe {
+        let (name, plugin, database, restart_lsn, catalog_xmin) = unsafe {
             let data = &raw const (*slot).data;
             let database =
                 pg_sys::get_database_name(ptr::read_volatile(&raw const (*data).database));
@@ -98,6 +98,7 @@ pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
                 text(&raw const (*data).plugin),
                 database,
                 ptr::read_volatile(&raw const (*data).restart_lsn),
+                ptr::read_volatile(&raw const (*data).catalog_xmin),
             )
         };
         let (Some(name), Some(plugin), Some(database)) = (name, plugin, database) else {
@@ -119,7 +120,7 @@ pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
             database,
             plugin,
             restart_lsn: Some(Lsn::new(restart_lsn)),
-            catalog_xmin: None,
+            catalog_xmin: Xid::new(catalog_xmin.into_inner()),
             progress: Progress::NotSyncReady,
             active: false,
             retained_wal: None,
@@ -133,11 +134,13 @@ pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
 }
 
 /// The places of such copies, and when they were dropped. A server that copies slots by itself makes
-/// them anew.
+/// them anew; where it has stopped to, settings were loaded after it had made its own.
 fn copies_dropped_lately()
 -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot, Timestamp)> {
     let may_be_called = super::role() == Role::Standby && !super::syncs_slots();
     let now = super::now();
+    // SAFETY: when this process last read its configuration files (`guc.c`).
+    let loaded = Timestamp::new(unsafe { pg_sys::PgReloadTime });
     let places = places().filter(move |_| may_be_called);
     places.filter_map(move |(index, slot)| {
         // SAFETY: as `places` says.
@@ -147,7 +150,7 @@ fn copies_dropped_lately()
             is_copy.then(|| version::inactive_since(slot))??
         };
         let is_late = dropped <= now && now.since(dropped) < CALLED_AGAIN;
-        is_late.then_some((index, slot, dropped))
+        (is_late && loaded < dropped).then_some((index, slot, dropped))
     })
 }
 

@@ -128,7 +128,8 @@ pub fn runs(hint: &str) -> bool {
 /// The statements in a hint that an operator would paste, each from its verb
 /// to its semicolon; one inside quotes ends nothing.
 pub fn statements(hint: &str) -> Vec<String> {
-    const VERBS: [&str; 5] = [
+    const VERBS: [&str; 6] = [
+        "DO '",
         "SELECT ",
         "ROLLBACK PREPARED ",
         "COMMIT PREPARED ",

@@ -196,10 +196,21 @@ fn used_and_held_back_as_well(major: Major) {
     drop(used);
 }
 
+/// The statement in a hint that drops a slot.
+#[track_caller]
+fn drop_of(hint: &str) -> String {
+    let mut statements = statements(hint).into_iter();
+    let found = statements.find(|statement| statement.contains("pg_drop_replication_slot"));
+    found.unwrap_or_else(|| panic!("nothing is dropped: {hint}"))
+}
+
 /// It is nobody's transaction that holds it back.
 fn without_a_consumer(major: Major) {
     let (cluster, blocking, mut creation, status) = consumer_away(major);
+    // Whether it comes back, only a person knows.
     cluster.paste_as_one("postgres", status.hint());
+    assert!(cluster.status(USED).is_some());
+    cluster.paste_as_one("postgres", &drop_of(status.hint()));
     assert!(cluster.status(USED).is_none());
     blocking.commit();
     creation.finish().unwrap();
@@ -210,6 +221,7 @@ fn consumer_that_came_back(major: Major) {
     let (cluster, blocking, mut creation, status) = consumer_away(major);
     let used = start_consumer(&cluster);
     cluster.paste_as_one("postgres", status.hint());
+    cluster.paste_as_one("postgres", &drop_of(status.hint()));
     assert_eq!(cluster.status(USED).unwrap().state, "ready");
     blocking.commit();
     creation.finish().unwrap();
@@ -236,14 +248,14 @@ fn consumer_away(major: Major) -> (Cluster, Blocking, Creation, Status) {
         "{status:#?}"
     );
     assert!(!status.hint().contains("_backend("), "{status:#?}");
-    let first = &statements(status.hint())[0];
-    let drop = format!(
+    let drop = drop_of(status.hint());
+    let of_used = format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = \
          '{USED}' AND restart_lsn = '"
     );
     assert!(
-        first.starts_with(&drop) && first.ends_with("' AND NOT active;"),
-        "{first}"
+        drop.starts_with(&of_used) && drop.ends_with("' AND NOT active;"),
+        "{drop}"
     );
     (cluster, blocking, creation, status)
 }

@@ -76,6 +76,8 @@ on_every_major!(
     database_without_connections,
     template0,
     invalid_database,
+    two_phase_subscription,
+    functions_in_the_way,
     table_copy,
     apply_worker_in_a_chain,
     backup_in_a_chain,
@@ -591,7 +593,7 @@ fn template0(major: Major) {
 #[track_caller]
 fn opened_and_closed_again(cluster: &Cluster, database: &str) {
     let (creation, hint) = create(cluster);
-    assert!(hint.starts_with("ALTER DATABASE "), "{hint}");
+    assert!(hint.starts_with("DO '"), "{hint}");
     cluster.paste_as_one("postgres", &hint);
     let status = cluster.wait_for_status(SLOT, "how to end it", |status| {
         status.hint().starts_with("ROLLBACK PREPARED 'forgotten';")
@@ -600,9 +602,86 @@ fn opened_and_closed_again(cluster: &Cluster, database: &str) {
     becomes_ready(creation)(cluster);
     let afterwards = statements(status.hint()).pop().unwrap();
     cluster.paste_as_one("postgres", &afterwards);
-    assert!(!cluster.is_true(&format!(
-        "SELECT datallowconn FROM pg_database WHERE datname = '{database}'"
-    )));
+    let is_closed =
+        format!("SELECT NOT datallowconn FROM pg_database WHERE datname = '{database}'");
+    assert!(cluster.is_true(&is_closed));
+    // Nothing is to be ended there any more.
+    cluster.paste_as_one("postgres", &hint);
+    assert!(cluster.is_true(&is_closed));
+}
+
+/// Ended here, it would be missed when its publisher ends it.
+fn two_phase_subscription(major: Major) {
+    let publisher = Setup::new(major)
+        .conf("max_prepared_transactions = 5")
+        .without_extension()
+        .start();
+    let subscriber = primary(major);
+    for cluster in [&publisher, &subscriber] {
+        cluster.run("CREATE TABLE orders (id int PRIMARY KEY)");
+    }
+    publisher.run("CREATE PUBLICATION orders FOR TABLE orders");
+    subscriber.run(&format!(
+        "CREATE SUBSCRIPTION orders CONNECTION '{}' PUBLICATION orders WITH (two_phase = true)",
+        publisher.login().conninfo()
+    ));
+    subscriber.wait_until_sql(
+        "the subscription's two_phase",
+        "subtwophasestate = 'e' FROM pg_subscription",
+    );
+    let mut session = publisher.connect();
+    session.run("BEGIN");
+    session.run("INSERT INTO orders VALUES (1)");
+    session.run("PREPARE TRANSACTION 'order_1'");
+    subscriber.wait_until_sql(
+        "the prepared transaction",
+        "EXISTS (SELECT FROM pg_prepared_xacts)",
+    );
+    let (creation, hint) = create(&subscriber);
+    assert!(!runs(&hint), "{hint}");
+    assert!(
+        hint.contains("is of a subscription with two_phase"),
+        "{hint}"
+    );
+    subscriber.paste_as_one("postgres", &hint);
+    session.run("COMMIT PREPARED 'order_1'");
+    becomes_ready(creation)(&subscriber);
+    subscriber.wait_until_sql("the row", "EXISTS (SELECT FROM orders)");
+}
+
+/// Whoever may create functions where a superuser pastes gets none of them run:
+/// one with the very types of the arguments would come before the server's own.
+fn functions_in_the_way(major: Major) {
+    let cluster = primary(major);
+    cluster.run("CREATE ROLE owner LOGIN");
+    cluster.run("CREATE DATABASE shop OWNER owner");
+    let login = cluster.login().role("owner").database("shop");
+    let mut session = login.connect();
+    for function in [
+        "format(text, text) RETURNS text",
+        "unnest(int[]) RETURNS SETOF int",
+    ] {
+        session.run(&format!(
+            "CREATE FUNCTION public.{function} LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'trapped'; END $$"
+        ));
+    }
+    session.run("BEGIN");
+    session.run("SELECT pg_current_xact_id()");
+    session.run("PREPARE TRANSACTION 'caf\u{e9}'");
+    session.run("SELECT pg_advisory_lock(1)");
+    let mut waiting = login.connect();
+    waiting.run("BEGIN");
+    waiting.run("SELECT pg_current_xact_id()");
+    let _waiting = waiting.start("SELECT pg_advisory_lock(1)");
+    let (_creation, _) = create(&cluster);
+    let status = cluster.wait_for_status(SLOT, "both", |status| {
+        status.hint().contains("format(") && status.hint().contains("unnest(")
+    });
+    for line in status.hint().lines() {
+        cluster.paste_as_one("shop", line);
+    }
+    assert_eq!(cluster.count_in_log("ERROR:  trapped"), 0);
 }
 
 /// What an interrupted DROP DATABASE leaves.

@@ -1,6 +1,6 @@
 //! The record is written, and the standby does not come to replay it.
 
-use harness::{Creator, PATIENCE, Pid, Session, Setup, free_port, psql, wait_until};
+use harness::{Creator, PATIENCE, Pid, Session, Setup, free_port, psql, statements, wait_until};
 
 use super::{
     Pair, RECEIVE_SOON, SLOT, ask, check_hint, startup_process_waits, wait_for_startup_process,
@@ -18,6 +18,7 @@ on_majors_with_standby_slots!(
     restore_command_that_hangs,
     buffer_pin,
     tablespace,
+    backup,
     conflict_ended_by_its_hint,
     lock_on_another_database,
 );
@@ -99,7 +100,11 @@ fn delayed(major: Major) {
     let hint = status.hint();
     check_hint(hint);
 
+    // It is there to undo what was done on the primary.
     pair.standby.paste_as_one("postgres", hint);
+    assert_eq!(pair.standby.value("SHOW recovery_min_apply_delay"), "1h");
+    let [set, _load] = statements(hint).try_into().expect("two statements");
+    pair.standby.paste_as_one("postgres", &set);
     load_as_told(&pair.standby, SLOT, "recovery_min_apply_delay");
     pair.finish(&mut creation);
     let records = pair.records_since(before);
@@ -372,6 +377,29 @@ fn lock_on_another_database(major: Major) {
     pair.standby
         .run(&format!("SELECT pg_terminate_backend({in_the_way})"));
     pair.finish(&mut creation);
+}
+
+/// A backup is told for what it is.
+fn backup(major: Major) {
+    let primary = primary(major);
+    primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
+    let standby = Setup::new(major).conf("max_standby_streaming_delay = -1");
+    let pair = Pair::of(primary, standby);
+    // As its first session begins (`setup_connection`, `pg_dump.c`).
+    let mut pg_dump = pair.standby.login().application("pg_dump").connect();
+    pg_dump.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
+    pg_dump.run("LOCK TABLE orders IN ACCESS SHARE MODE");
+    pair.primary.run("ALTER TABLE orders ADD note text");
+    wait_for_startup_process(&pair.standby, "relation");
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair.standby.wait_for_status(SLOT, "the backup", |status| {
+        status.state == "waiting_for_replay" && status.hint().contains("is a pg_dump")
+    });
+    check_hint(status.hint());
+    pair.standby.paste_as_one("postgres", status.hint());
+    pg_dump.run("COMMIT");
+    pair.finish(&mut creation);
+    pair.standby.paste_as_one("postgres", status.hint());
 }
 
 /// Who is in the way is ended in that transaction only.

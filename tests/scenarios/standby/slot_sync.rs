@@ -324,7 +324,9 @@ fn called_by_hand_for_a_slot_that_is_gone(major: Major) {
     pair.primary
         .run(&format!("SELECT pg_drop_replication_slot('{SLOT}')"));
     let status = pair.standby.wait_for_status(SLOT, "its end", |status| {
-        status.detail().contains("has no slot of its name any more")
+        status
+            .detail()
+            .contains("has no failover slot of its name any more")
     });
     assert_eq!(status.hint, None);
     pair.check_that_no_record_is_written();
