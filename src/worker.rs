@@ -503,7 +503,7 @@ impl Worker {
     /// Drops what is known of the creations, once.
     fn forget(&mut self) {
         if !self.watch.is_empty() || !self.watch.unfinished.is_empty() {
-            self.watch = Watch::default();
+            self.watch.forget_creations();
             ledger::publish(&self.watch);
         }
         self.leave_upstream();

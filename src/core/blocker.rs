@@ -37,6 +37,7 @@ pub struct Blocker {
     blocks: bool,
     seen: Timestamp,
     quiet: Option<Quiet>,
+    heard: Option<Timestamp>,
     /// What it was told to do. Once: neither signal is lost, and a session that stays in its
     /// transaction after a cancel would after another. It may yet be told more.
     pub told: Option<Ending>,
@@ -54,12 +55,20 @@ struct Quiet {
     since: Timestamp,
     state_since: Option<Timestamp>,
     copied: Option<u64>,
+    wakes: Option<u64>,
 }
 
 impl Quiet {
     fn is_of(&self, transaction: &Transaction) -> bool {
         (self.state_since, self.copied) == (transaction.state_since, transaction.copied)
+            && !was_woken(self.wakes, transaction.wakes)
     }
+}
+
+fn was_woken(before: Option<u64>, after: Option<u64>) -> bool {
+    before
+        .zip(after)
+        .is_some_and(|(before, after)| before != after)
 }
 
 impl Blocker {
@@ -71,6 +80,7 @@ impl Blocker {
             blocks: false,
             seen: now,
             quiet: None,
+            heard: None,
             told: None,
             guard: None,
             logged: Vec::new(),
@@ -117,16 +127,35 @@ impl Blocker {
         self.seen = now;
     }
 
+    pub fn blocks_no_more(&mut self) {
+        self.blocks = false;
+    }
+
     /// Follows how long its client has been silent.
     fn listen(&mut self, transaction: &Transaction, now: Timestamp) {
         self.quiet = transaction.waits_for_client.then(|| {
             let goes_on = self.quiet.filter(|quiet| quiet.is_of(transaction));
-            goes_on.unwrap_or(Quiet {
-                since: now,
+            Quiet {
+                since: goes_on.map_or(now, |quiet| quiet.since),
                 state_since: transaction.state_since,
                 copied: transaction.copied,
-            })
+                wakes: transaction.wakes,
+            }
         });
+        self.heard = self.heard(transaction, now);
+    }
+
+    /// When its process was last woken while the server saw nothing new of it: for a signal, or by a
+    /// message of its client's that is long and has not come to its end. `later` is a later look.
+    pub fn heard(&self, later: &Transaction, now: Timestamp) -> Option<Timestamp> {
+        let before = &self.transaction;
+        if !self.is_of(later) || before.state_since != later.state_since {
+            None
+        } else if was_woken(before.wakes, later.wakes) {
+            Some(now)
+        } else {
+            self.heard
+        }
     }
 
     /// Since when its client is known to have sent nothing, be it within a statement, as a COPY FROM
@@ -141,7 +170,7 @@ impl Blocker {
     pub fn clock_was_set(&mut self, step: Step) {
         self.seen += step;
         let quiet = self.quiet.as_mut().map(|quiet| &mut quiet.since);
-        for at in self.judged.iter_mut().chain(quiet) {
+        for at in self.judged.iter_mut().chain(quiet).chain(&mut self.heard) {
             *at += step;
         }
     }
@@ -271,6 +300,27 @@ mod tests {
         assert!(blocker.is_of(&session(700, 1)));
         assert!(!blocker.is_of(&session(700, 2)));
         assert!(!Blocker::new(unknown(), at(0)).is_of(&session(700, 1)));
+    }
+
+    #[test]
+    fn a_client_whose_message_still_comes_is_heard() {
+        let idle = |wakes| Transaction {
+            wakes,
+            ..session(700, 1)
+        };
+        let mut blocker = Blocker::new(idle(None), at(0));
+        let mut heard = |wakes, milliseconds| {
+            blocker.observe(idle(wakes), true, at(milliseconds));
+            blocker.heard(&idle(wakes), at(milliseconds))
+        };
+        assert_eq!(heard(Some(7), 1000), None, "it was not followed before");
+        assert_eq!(heard(Some(7), 2000), None);
+        assert_eq!(heard(Some(8), 3000), Some(at(3000)));
+        assert_eq!(heard(Some(8), 4000), Some(at(3000)));
+        assert_eq!(blocker.heard(&idle(Some(9)), at(5000)), Some(at(5000)));
+        let mut next = idle(Some(9));
+        next.state_since = Some(at(4500));
+        assert_eq!(blocker.heard(&next, at(5000)), None, "another statement");
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub fn session(number: u32, holder: i32) -> Transaction {
         copied: None,
         client: None,
         client_gone: false,
+        wakes: None,
         client_process: ClientProcess::Unknown,
         backend_type: Some("client backend".into()),
         subscription: None,

@@ -271,6 +271,8 @@ pub struct Evidence<'a> {
     pub blocked_for: Duration,
     /// Since when its client has sent nothing, as far as it was followed.
     pub quiet_since: Option<Timestamp>,
+    /// When something came, though not a whole message, as far as it was followed.
+    pub heard: Option<Timestamp>,
 }
 
 /// Whether it may be ended, and how. `creators` are those of the creations that it blocks.
@@ -317,7 +319,7 @@ fn judge_activity(
     let state = transaction.state.as_deref().unwrap_or_default();
     let is_idle = is_idle(state);
     let idle_since = match is_idle {
-        true => transaction.state_since,
+        true => transaction.state_since.max(evidence.heard),
         false => evidence
             .quiet_since
             .filter(|_| transaction.waits_for_client),
@@ -487,6 +489,7 @@ mod tests {
         creator: CreatorIdentity,
         blocked_for: Duration,
         quiet_since: Option<Timestamp>,
+        heard: Option<Timestamp>,
         rule: BlockerRule,
     }
 
@@ -504,6 +507,7 @@ mod tests {
             creator: creator().identity,
             blocked_for: GRACE,
             quiet_since: None,
+            heard: None,
             rule: BlockerRule {
                 action: BlockerAction::Terminate,
                 grace: GRACE,
@@ -523,6 +527,7 @@ mod tests {
             standing: Some(&facts.standing),
             blocked_for: facts.blocked_for,
             quiet_since: facts.quiet_since,
+            heard: facts.heard,
         };
         let verdict = judge(evidence, creators, &facts.rule, at(300_000));
         verdict.map(|sentence| {

@@ -442,6 +442,8 @@ pub struct Transaction {
     pub client: Option<Client>,
     /// Whether the kernel knows that its client has closed the connection.
     pub client_gone: bool,
+    /// How often its process was woken, where the kernel was asked.
+    pub wakes: Option<u64>,
     pub client_process: ClientProcess,
     /// `pg_stat_activity.backend_type`; `None` without a process, or where it may not be seen.
     pub backend_type: Option<String>,
@@ -525,6 +527,7 @@ impl Transaction {
             copied: None,
             client: None,
             client_gone: false,
+            wakes: None,
             client_process: ClientProcess::OfAnotherServer,
             backend_type: None,
             subscription: None,
@@ -904,6 +907,7 @@ impl<'a> Row<'a> {
             copied: self.optional("copied")?,
             // Not known to SQL.
             client_gone: false,
+            wakes: None,
             client_process: ClientProcess::OfAnotherServer,
             backend_type,
             subscription: None,

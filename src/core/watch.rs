@@ -70,6 +70,19 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Nobody looks from now on. How long blockers have blocked and what they were told counts as
+    /// long as they live.
+    pub fn forget_creations(&mut self) {
+        let mut blockers = std::mem::take(&mut self.blockers);
+        for blocker in &mut blockers {
+            blocker.blocks_no_more();
+        }
+        *self = Self {
+            blockers,
+            ..Self::default()
+        };
+    }
+
     /// The clock was set. Neither a limit nor a grace is over for that.
     pub fn clock_was_set(&mut self, step: Step) {
         for episode in self.episodes.values_mut() {

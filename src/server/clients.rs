@@ -1,6 +1,7 @@
 //! What the kernel knows of the clients of those who create slots, and of those who hold them up.
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::time::{Duration, Instant};
 
 use super::connection::Connections;
@@ -57,6 +58,7 @@ impl Clients {
             if let Some(pid) = blocker.pid() {
                 blocker.client_gone = self.connection(pid) == Connection::Closed;
                 blocker.client_process = self.process(pid, blocker.client);
+                blocker.wakes = wakes(pid);
             }
         }
     }
@@ -87,6 +89,16 @@ impl Clients {
             Some(_) => self.processes.get(&pid).copied().unwrap_or_default(),
         }
     }
+}
+
+/// How often a process has gone to sleep (`proc(5)`, `/proc/pid/status`). While a long message comes
+/// piece by piece, a backend is woken for each, and shows nothing of that.
+pub fn wakes(pid: Pid) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    line.trim().parse().ok()
 }
 
 fn clients_of(creators: &[&mut Creator], blockers: &[&mut Transaction]) -> HashMap<Pid, Client> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use pgrx::datum::DatumWithOid;
 use pgrx::pg_sys;
 
+use super::clients;
 use super::scan::{self, ScanError};
 use crate::core::blocker::Blocker;
 use crate::core::guard::{self, Evidence, Guard, Sentence, Standing};
@@ -51,6 +52,7 @@ impl Case {
             standing: self.standing.as_ref(),
             blocked_for,
             quiet_since: remembered.quiet_since(&transaction),
+            heard: remembered.heard(&transaction, now),
         };
         guard::judge(evidence, creators, rule, now)
     }
@@ -73,7 +75,8 @@ pub fn hear(xids: &[Xid], protected_roles: Vec<String>) -> Result<Vec<Case>, Sca
     Ok(transactions
         .into_iter()
         .filter(|transaction| xids.contains(&transaction.xid))
-        .map(|transaction| {
+        .map(|mut transaction| {
+            transaction.wakes = transaction.pid().and_then(clients::wakes);
             let index = standings
                 .iter()
                 .position(|standing| standing.xid == transaction.xid);

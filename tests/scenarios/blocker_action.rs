@@ -1,6 +1,8 @@
 //! What `slot_self_heal.blocker_action` does to the sessions that block.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -32,6 +34,8 @@ on_every_major!(
     no_cancel_beside_a_synchronous_standby,
     silent_copy,
     copy_that_goes_on,
+    message_that_still_comes,
+    switched_off_and_on,
     blocker_without_a_client,
     locks_of_another_server,
 );
@@ -310,6 +314,20 @@ fn cancel_that_a_savepoint_survives(major: Major) {
     );
     end_by_hint(&cluster);
     creation.finish().unwrap();
+}
+
+/// What it was told is known after a pause.
+fn switched_off_and_on(major: Major) {
+    let cluster = acting_primary("cancel", "100ms", "any", Setup::new(major));
+    let stubborn = Stubborn::start(&cluster);
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    stubborn.survives(&cluster);
+    cluster.set("slot_self_heal.enabled", "off");
+    for_a_while();
+    cluster.set("slot_self_heal.enabled", "on");
+    cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    for_a_while();
+    assert_eq!(cluster.count_in_log("due to user request"), 1);
 }
 
 /// The operator sees that it did not help, and allows more.
@@ -605,6 +623,66 @@ fn copy_that_goes_on(major: Major) {
     assert!(cluster.is_true(&format!(
         "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE backend_xid = '{xid}')"
     )));
+}
+
+/// A client that sends one statement, and takes its time: to the server it is idle
+/// until the last byte has come.
+fn message_that_still_comes(major: Major) {
+    let cluster = acting_primary("terminate", "100ms", "idle", Setup::new(major));
+    let role = "app";
+    let mut client = TcpStream::connect(("127.0.0.1", cluster.port())).unwrap();
+    let parameters = format!("user\0{role}\0database\0postgres\0\0");
+    send(
+        &mut client,
+        None,
+        &[&196_608_u32.to_be_bytes(), parameters.as_bytes()].concat(),
+    );
+    wait_until_ready(&mut client);
+    send(
+        &mut client,
+        Some(b'Q'),
+        b"BEGIN; SELECT pg_current_xact_id()\0",
+    );
+    wait_until_ready(&mut client);
+    let of_it =
+        format!("FROM pg_stat_activity WHERE usename = '{role}' AND backend_xid IS NOT NULL");
+    let xid = cluster.value(&format!("SELECT backend_xid {of_it}"));
+
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    client.write_all(&[b'Q', 1, 0, 0, 0]).unwrap();
+    wait_until("a long time for so short a grace", PATIENCE, || {
+        client.write_all(&[b' '; 1000]).unwrap();
+        cluster.is_true(
+            "SELECT EXISTS (SELECT FROM slot_self_heal_status \
+             WHERE creation_started < now() - interval '5 s')",
+        )
+    });
+    check_nobody_was_told(&cluster);
+    assert!(cluster.is_true(&format!("SELECT EXISTS (SELECT {of_it})")));
+    // It stops in the middle.
+    cluster.wait_for_log(&format!("terminating the session of transaction {xid}, "));
+}
+
+fn send(client: &mut TcpStream, kind: Option<u8>, body: &[u8]) {
+    let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+    let message = [kind.as_slice(), &length, body].concat();
+    client.write_all(&message).unwrap();
+}
+
+#[track_caller]
+fn wait_until_ready(client: &mut TcpStream) {
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    loop {
+        let mut head = [0; 5];
+        client.read_exact(&mut head).unwrap();
+        let [kind, length @ ..] = head;
+        let length = u32::from_be_bytes(length) - 4;
+        let mut body = vec![0; length.try_into().unwrap()];
+        client.read_exact(&mut body).unwrap();
+        if kind == b'Z' {
+            return;
+        }
+    }
 }
 
 /// Its statement goes on for nobody, and the server does not notice.
