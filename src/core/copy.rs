@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::episode::Nudge;
-use super::observation::{Observation, Slot};
+use super::observation::{MadeByHand, Observation, Slot};
 use super::time::Timestamp;
 use super::upstream::RemoteSlot;
 use super::xid::{Lsn, Xid};
@@ -34,6 +34,8 @@ pub struct UnreadyCopy {
     pub remote: Option<RemoteSlot>,
     /// How far that one has to come (`update_local_synced_slot`, `slotsync.c`).
     needs: (Option<Lsn>, Option<Xid>),
+    /// Whether it ended with the call that made it.
+    is_dropped: bool,
     /// Records since the slot itself last moved, not having come so far.
     pub unanswered: u32,
     /// Since when it was seen to stay where it is.
@@ -52,6 +54,7 @@ impl UnreadyCopy {
             last_nudge: None,
             remote: None,
             needs: (None, None),
+            is_dropped: false,
             unanswered: 0,
             still_since: now,
             silent_since: now,
@@ -63,6 +66,7 @@ impl UnreadyCopy {
     pub fn observe(&mut self, slot: &Slot, observation: &Observation) {
         let was_behind = self.is_behind();
         self.needs = (slot.restart_lsn, slot.catalog_xmin);
+        self.is_dropped = matches!(slot.made_by_hand, Some(MadeByHand::Dropped(_)));
         let look = observation.upstream.as_ref();
         let mut has_moved = false;
         // What it said before this copy was made may be of another slot.
@@ -111,7 +115,9 @@ impl UnreadyCopy {
 
     /// Whether all records that may be of use were written, and the slot itself has not moved.
     pub fn is_in_vain(&self) -> bool {
-        self.unanswered >= TRIES
+        // It is for the next call to find out whether the slot has come far enough.
+        let is_enough = self.is_dropped && !self.is_behind();
+        self.unanswered >= if is_enough { 1 } else { TRIES }
     }
 
     /// Whether a record can bring the slot itself forward: it has a consumer, who is sent what is
@@ -220,6 +226,13 @@ mod tests {
             }
         }
         assert_eq!(written, TRIES);
+
+        // For one that is no more, the first is enough.
+        let mut dropped = slot_that_needs(700);
+        dropped.made_by_hand = Some(MadeByHand::Dropped(at(0)));
+        copy.unanswered = 1;
+        copy.observe(&dropped, &observation(100_000, Vec::new(), Vec::new()));
+        assert!(!copy.wants_record(at(100_000), INTERVAL));
 
         // Another call asks for more.
         let observation = observation(100_000, Vec::new(), Vec::new());

@@ -97,6 +97,17 @@ pub trait Written {
     fn awaits_reload(&self, name: &str) -> bool;
     /// Whether the file gives it this value.
     fn has_value(&self, name: &str, value: &str) -> bool;
+    /// Why nothing that ALTER SYSTEM writes would have this setting changed.
+    fn is_of_no_use_for(&self, name: &str) -> Option<NoUse>;
+}
+
+/// Why ALTER SYSTEM does not help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoUse {
+    /// What stands on the server's command line counts.
+    OnCommandLine,
+    /// `allow_alter_system` is off (17 and later).
+    NotAllowed,
 }
 
 impl Setting {
@@ -121,6 +132,26 @@ impl Setting {
         match self.takes_effect {
             TakesEffect::AtReload => written.awaits_reload(&self.name),
             TakesEffect::AtRestart => written.has_value(&self.name, &self.value),
+        }
+    }
+}
+
+impl Setting {
+    fn without_alter_system(&self, no_use: NoUse) -> Comment {
+        let Self { name, value, .. } = self;
+        let then = match self.takes_effect {
+            TakesEffect::AtReload => "SELECT pg_reload_conf();",
+            TakesEffect::AtRestart => "restart the server",
+        };
+        match no_use {
+            NoUse::OnCommandLine => comment!(
+                "{name} is set on the server's command line, where ALTER SYSTEM does not count: set \
+                 it to {value} there, or in whatever starts the server, and restart it"
+            ),
+            NoUse::NotAllowed => comment!(
+                "set {name} to {value} in the server's configuration, as allow_alter_system is off; \
+                 then {then}"
+            ),
         }
     }
 }
@@ -316,8 +347,18 @@ impl Hint {
     }
 
     /// The hint that is left once ALTER SYSTEM was run: to have the setting loaded, which is not to
-    /// be forgotten over anything else.
+    /// be forgotten over anything else. Where that would be of no use, it says so instead.
     pub fn given(mut self, written: &impl Written) -> Self {
+        for index in 0..self.lines.len() {
+            let setting = self.lines.get(index).and_then(|line| line.setting.as_ref());
+            let no_use = setting.and_then(|setting| {
+                let no_use = written.is_of_no_use_for(&setting.name)?;
+                Some(setting.without_alter_system(no_use))
+            });
+            if let Some(comment) = no_use {
+                self.lines.splice(index..=index, Self::say(comment).lines);
+            }
+        }
         let is_written = |line: &Line| {
             let setting = line.setting.as_ref();
             setting.is_some_and(|setting| setting.is_written(written))
@@ -513,6 +554,36 @@ mod tests {
 
         fn has_value(&self, name: &str, value: &str) -> bool {
             (self.0, self.1) == (name, value)
+        }
+
+        fn is_of_no_use_for(&self, _: &str) -> Option<NoUse> {
+            None
+        }
+    }
+
+    struct NotWritten(NoUse);
+
+    impl Written for NotWritten {
+        fn awaits_reload(&self, _: &str) -> bool {
+            true
+        }
+
+        fn has_value(&self, _: &str, _: &str) -> bool {
+            true
+        }
+
+        fn is_of_no_use_for(&self, _: &str) -> Option<NoUse> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn what_alter_system_cannot_change_is_said() {
+        let on = || Hint::set(Setting::at_reload("a.enabled", "on"), comment!("why"));
+        for no_use in [NoUse::OnCommandLine, NoUse::NotAllowed] {
+            let hint = on().given(&NotWritten(no_use));
+            assert!(!hint.has_sql());
+            assert!(hint.to_string().contains("a.enabled"), "{hint}");
         }
     }
 

@@ -8,8 +8,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pgrx::pg_sys;
 
-use crate::core::hint::Written;
+use crate::core::hint::{NoUse, Written};
 use crate::core::time::Timestamp;
+
+const NAME: &str = "postgresql.auto.conf";
 
 /// From 1970 to 2000, in microseconds.
 const EPOCH: i64 = 946_684_800_000_000;
@@ -29,10 +31,18 @@ impl Written for AutoConf {
     }
 
     fn has_value(&self, name: &str, expected: &str) -> bool {
-        let Some((text, _)) = read() else {
+        let Some((text, _)) = read(NAME) else {
             return false;
         };
         text.lines().any(|line| value(line, name) == Some(expected))
+    }
+
+    fn is_of_no_use_for(&self, name: &str) -> Option<NoUse> {
+        if super::setting_is(c"allow_alter_system", c"off") {
+            return Some(NoUse::NotAllowed);
+        }
+        let (command_line, _) = read("postmaster.opts")?;
+        sets(&command_line, name).then_some(NoUse::OnCommandLine)
     }
 }
 
@@ -44,17 +54,31 @@ fn value<'a>(line: &'a str, name: &str) -> Option<&'a str> {
 }
 
 fn written_since_reload() -> Option<String> {
-    let (text, written) = read()?;
+    let (text, written) = read(NAME)?;
     // SAFETY: when this process last read its configuration files (`guc.c`).
     let loaded = Timestamp::new(unsafe { pg_sys::PgReloadTime });
     (written > loaded).then_some(text)
 }
 
-/// The file's text, and when it was written: ALTER SYSTEM makes a new one each time.
-fn read() -> Option<(String, Timestamp)> {
+/// Whether a server's command line has this setting, as `-c name=value` or `--name=value`, whose name
+/// may have `-` for `_` (`ParseLongOption`, `guc.c`).
+fn sets(command_line: &str, name: &str) -> bool {
+    // Each argument in quotes (`CreateOptsFile`, `postmaster.c`).
+    command_line.split('"').any(|argument| {
+        let argument = argument.trim_start_matches("--").trim_start_matches("-c");
+        let set = argument
+            .split_once('=')
+            .map(|(set, _)| set.replace('-', "_"));
+        set.is_some_and(|set| set.trim().eq_ignore_ascii_case(name))
+    })
+}
+
+/// The text of a file in the data directory, and when it was written: ALTER SYSTEM makes a new one
+/// each time.
+fn read(name: &str) -> Option<(String, Timestamp)> {
     // SAFETY: set when the server starts, and constant.
     let directory = unsafe { CStr::from_ptr(pg_sys::DataDir) }.to_str().ok()?;
-    let file = File::open(PathBuf::from(directory).join("postgresql.auto.conf")).ok()?;
+    let file = File::open(PathBuf::from(directory).join(name)).ok()?;
     let written = timestamp(file.metadata().ok()?.modified().ok()?)?;
     let mut bytes = Vec::new();
     file.take(LIMIT).read_to_end(&mut bytes).ok()?;
@@ -70,6 +94,17 @@ fn timestamp(time: SystemTime) -> Option<Timestamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_a_command_line_are_found() {
+        let command_line = r#"/usr/lib/postgresql/18/bin/postgres "-D" "/data" "-c" "wal_level=replica" "--max-connections=9" "-cwork_mem=1MB""#;
+        for name in ["wal_level", "max_connections", "work_mem"] {
+            assert!(sets(command_line, name), "{name}");
+        }
+        for name in ["level", "wal_level_x", "data"] {
+            assert!(!sets(command_line, name), "{name}");
+        }
+    }
 
     #[test]
     fn a_line_is_read_as_it_is_written() {

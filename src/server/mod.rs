@@ -106,13 +106,17 @@ pub fn role() -> Role {
 
 /// Whether this server, being a standby, copies its primary's slots by itself (17 and later).
 pub fn syncs_slots() -> bool {
+    setting_is(c"sync_replication_slots", c"on") && role() == Role::Standby
+}
+
+/// Whether a setting, which some majors lack, has this value.
+fn setting_is(name: &CStr, value: &CStr) -> bool {
     // SAFETY: null where there is no such setting; else a text that stays as it is until settings
     // are read again.
-    let value = unsafe {
-        let value = pg_sys::GetConfigOption(c"sync_replication_slots".as_ptr(), true, false);
-        (!value.is_null()).then(|| CStr::from_ptr(value))
-    };
-    value == Some(c"on") && role() == Role::Standby
+    unsafe {
+        let found = pg_sys::GetConfigOption(name.as_ptr(), true, false);
+        !found.is_null() && CStr::from_ptr(found) == value
+    }
 }
 
 /// `wal_level`, as far as it matters here.

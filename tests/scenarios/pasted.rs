@@ -83,6 +83,7 @@ on_every_major!(
     backup_in_a_chain,
     switched_off,
     another_setting_is_not_loaded,
+    on_the_command_line,
     no_room_for_the_worker,
     no_logical_decoding,
     no_database,
@@ -872,6 +873,17 @@ fn another_setting_is_not_loaded(major: Major) {
 }
 
 /// The worker's hint, pasted, has become to restart; done, it is gone.
+/// There what ALTER SYSTEM writes does not count.
+fn on_the_command_line(major: Major) {
+    let cluster = with_extension(Setup::new(major).argument("--slot-self-heal.enabled=off"));
+    let hint = cluster.worker().hint.expect("it is switched off");
+    assert!(
+        !runs(&hint) && hint.contains("on the server's command line"),
+        "{hint}"
+    );
+    cluster.paste_as_one("postgres", &hint);
+}
+
 #[track_caller]
 fn mended_by_restart(mut cluster: Cluster, setting: &str) {
     let hint = cluster.worker().hint.unwrap();

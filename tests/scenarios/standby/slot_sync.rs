@@ -18,6 +18,8 @@ on_majors_with_slot_sync!(
     where_a_slot_has_its_name,
     called_by_hand,
     called_by_hand_for_a_slot_that_is_gone,
+    called_by_hand_once,
+    switched_off,
 );
 
 /// A primary with a failover slot that lags behind, and a standby that copies
@@ -334,4 +336,43 @@ fn called_by_hand_for_a_slot_that_is_gone(major: Major) {
     wait_until("the row's end", PATIENCE, || {
         pair.standby.status(SLOT).is_none()
     });
+}
+
+/// Each record moves the slot on the primary, and once it has come far enough no
+/// more are of use, whether somebody calls again or not.
+fn called_by_hand_once(major: Major) {
+    let pair = lagging_pair(major);
+    let consumer = consume(&pair);
+    pair.standby.set(OFTEN.0, OFTEN.1);
+    let before = pair.primary.insert_lsn();
+    pair.standby.run(CALL);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "that it has come forward", |status| {
+            status
+                .detail()
+                .contains("has come as far as this standby requires")
+        });
+    check_hint(status.hint());
+    for _ in 0..5 {
+        for_a_while();
+    }
+    let records = pair.records_since(before);
+    assert!((1..=3).contains(&records), "{records} records");
+    wait_until("a call to keep its copy", PATIENCE, || {
+        pair.standby.run(CALL);
+        is_kept(&pair.standby)
+    });
+    drop(consumer);
+}
+
+/// The worker's copy ends with it, and nobody has called.
+fn switched_off(major: Major) {
+    let pair = standby_that_syncs(major);
+    pair.standby.set("sync_replication_slots", "off");
+    wait_until("the copy's end", PATIENCE, || {
+        pair.standby.status(SLOT).is_none()
+    });
+    for_a_while();
+    assert!(pair.standby.status(SLOT).is_none());
 }
