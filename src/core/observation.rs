@@ -814,7 +814,7 @@ impl<'a> Row<'a> {
             in_recovery: self.required("in_recovery")?,
             version: self.required("version")?,
             system_identifier: self.required("system_identifier")?,
-            role: self.required("role")?,
+            role: self.role()?,
             database: self.required("database")?,
             extension_schema: self.optional("extension_schema")?,
             may_use_schema: self.required("may_use_schema")?,
@@ -830,6 +830,17 @@ impl<'a> Row<'a> {
             blocker_scope: self.text("blocker_scope")?,
             protected_roles: self.text("protected_roles")?,
         })
+    }
+
+    /// The connection's role, to which hints grant something. A server has none of this name, which
+    /// would grant it to all, quoted or not (`RoleSpec`, `gram.y`).
+    fn role(&mut self) -> Result<String, UnreadableRow> {
+        const COLUMN: &str = "role";
+        let role: String = self.required(COLUMN)?;
+        match role.as_str() {
+            "public" | "none" => Err(UnreadableRow { column: COLUMN }),
+            _ => Ok(role),
+        }
     }
 
     fn relay(&mut self) -> Result<Option<Relay>, UnreadableRow> {
@@ -1091,6 +1102,17 @@ mod tests {
             value.map(|(_, value)| (*value).to_owned())
         };
         Row::new(&columns, COLUMNS.iter().map(value).collect()).into_transaction()
+    }
+
+    #[test]
+    fn nobody_connects_as_everybody() {
+        let columns = ["role".to_owned()];
+        let role = |name: &str| Row::new(&columns, vec![Some(name.to_owned())]).role().ok();
+        assert_eq!(role("replicator"), Some("replicator".into()));
+        assert_eq!(role("Public"), Some("Public".into()));
+        for reserved in ["public", "none"] {
+            assert_eq!(role(reserved), None);
+        }
     }
 
     #[test]
