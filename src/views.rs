@@ -331,20 +331,33 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     }
     let rule = settings::policy().blockers;
     let cases = hear(&[xid], rule.protected_roles.clone())?;
-    let Some(case) = cases.into_iter().next() else {
+    let Some(mut case) = cases.into_iter().next() else {
         return Ok(Err(Unsent::Over));
     };
+    // Who asks does so too seldom for that to tell anything.
+    case.transaction.wakes = None;
     let now = server::now();
     let watch = ledger::watch();
     let creators = watch.blocked_by(xid).map(|episode| &episode.creator);
     let followed = followed(&case.transaction, now);
     let remembered = watch.blocker(xid).unwrap_or(&followed);
+    if [remembered, &followed]
+        .iter()
+        .any(|blocker| blocker.is_of(&case.transaction) && blocker.was_told_all(&rule))
+    {
+        return Ok(Err(Unsent::Guarded(Guard::Stayed)));
+    }
     let verdict = case.judge(remembered, blocked_for, creators, &rule, now);
     let ended = verdict.map_err(Unsent::Guarded).and_then(|sentence| {
         signal::end_transaction(xid, sentence)?;
         Ok(sentence.ending)
     });
     if let Ok(ending) = ended {
+        ASKED.with_borrow_mut(|asked| {
+            if let Some(blocker) = asked.last_mut() {
+                blocker.was_told(ending, now);
+            }
+        });
         report::log(narrate::ended_for_standby(
             &case.transaction,
             ending,
@@ -356,13 +369,15 @@ fn end_blocker(xid: Xid, blocked_for: Duration) -> Result<Result<Ending, Unsent>
     Ok(ended)
 }
 
-/// What this session knows of a transaction that it has asked about before: a standby asks again and
-/// again. One look does not tell whether a client is silent.
+thread_local! {
+    /// What this session knows of transactions that it has asked about, the last one last: a standby
+    /// asks again and again. One look does not tell whether a client is silent.
+    static ASKED: RefCell<Vec<Blocker>> = const { RefCell::new(Vec::new()) };
+}
+
+/// With what this session knows of it.
 fn followed(transaction: &Transaction, now: Timestamp) -> Blocker {
     const MOST: usize = 100;
-    thread_local! {
-        static ASKED: RefCell<Vec<Blocker>> = const { RefCell::new(Vec::new()) };
-    }
     ASKED.with_borrow_mut(|asked| {
         let known = asked.iter().position(|blocker| blocker.is_of(transaction));
         let mut blocker = match known {

@@ -17,6 +17,9 @@ const MOST_LOGGED: usize = 20;
 /// longer, as after a failure, the creation may have been over meanwhile.
 const LONGEST_GAP: Duration = Duration::from_secs(10);
 
+/// Looks that are not further apart.
+const QUICK_SUCCESSION: Duration = Duration::from_secs(3);
+
 /// How soon one that was told to end its session has done so, if it can.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -55,20 +58,12 @@ struct Quiet {
     since: Timestamp,
     state_since: Option<Timestamp>,
     copied: Option<u64>,
-    wakes: Option<u64>,
 }
 
 impl Quiet {
     fn is_of(&self, transaction: &Transaction) -> bool {
         (self.state_since, self.copied) == (transaction.state_since, transaction.copied)
-            && !was_woken(self.wakes, transaction.wakes)
     }
-}
-
-fn was_woken(before: Option<u64>, after: Option<u64>) -> bool {
-    before
-        .zip(after)
-        .is_some_and(|(before, after)| before != after)
 }
 
 impl Blocker {
@@ -134,15 +129,23 @@ impl Blocker {
     /// Follows how long its client has been silent.
     fn listen(&mut self, transaction: &Transaction, now: Timestamp) {
         self.quiet = transaction.waits_for_client.then(|| {
-            let goes_on = self.quiet.filter(|quiet| quiet.is_of(transaction));
-            Quiet {
-                since: goes_on.map_or(now, |quiet| quiet.since),
+            let was_woken = self.was_woken(transaction, now);
+            let goes_on = (self.quiet).filter(|quiet| quiet.is_of(transaction) && !was_woken);
+            goes_on.unwrap_or(Quiet {
+                since: now,
                 state_since: transaction.state_since,
                 copied: transaction.copied,
-                wakes: transaction.wakes,
-            }
+            })
         });
         self.heard = self.heard(transaction, now);
+    }
+
+    /// Whether its process was woken since the last look. Now and then any is, for a signal: only
+    /// looks in quick succession tell that something comes.
+    fn was_woken(&self, later: &Transaction, now: Timestamp) -> bool {
+        let both = self.transaction.wakes.zip(later.wakes);
+        now.since(self.seen) <= QUICK_SUCCESSION
+            && both.is_some_and(|(before, after)| before != after)
     }
 
     /// When its process was last woken while the server saw nothing new of it: for a signal, or by a
@@ -151,7 +154,7 @@ impl Blocker {
         let before = &self.transaction;
         if !self.is_of(later) || before.state_since != later.state_since {
             None
-        } else if was_woken(before.wakes, later.wakes) {
+        } else if self.was_woken(later, now) {
             Some(now)
         } else {
             self.heard
@@ -160,8 +163,9 @@ impl Blocker {
 
     /// Since when its client is known to have sent nothing, be it within a statement, as a COPY FROM
     /// STDIN: if a later look shows nothing new.
-    pub fn quiet_since(&self, later: &Transaction) -> Option<Timestamp> {
-        let goes_on = |quiet: &Quiet| self.is_of(later) && quiet.is_of(later);
+    pub fn quiet_since(&self, later: &Transaction, now: Timestamp) -> Option<Timestamp> {
+        let goes_on =
+            |quiet: &Quiet| self.is_of(later) && quiet.is_of(later) && !self.was_woken(later, now);
         let quiet = self.quiet.filter(goes_on)?;
         later.waits_for_client.then_some(quiet.since)
     }
@@ -318,6 +322,7 @@ mod tests {
         assert_eq!(heard(Some(8), 3000), Some(at(3000)));
         assert_eq!(heard(Some(8), 4000), Some(at(3000)));
         assert_eq!(blocker.heard(&idle(Some(9)), at(5000)), Some(at(5000)));
+        assert_eq!(blocker.heard(&idle(Some(9)), at(7001)), Some(at(3000)));
         let mut next = idle(Some(9));
         next.state_since = Some(at(4500));
         assert_eq!(blocker.heard(&next, at(5000)), None, "another statement");
@@ -334,7 +339,7 @@ mod tests {
         let mut blocker = Blocker::new(copying(10, true), at(0));
         let mut quiet_since = |transaction: Transaction, milliseconds| {
             blocker.observe(transaction.clone(), true, at(milliseconds));
-            blocker.quiet_since(&transaction)
+            blocker.quiet_since(&transaction, at(milliseconds))
         };
         assert_eq!(quiet_since(copying(10, true), 1000), Some(at(0)));
         assert_eq!(quiet_since(copying(20, true), 2000), Some(at(2000)));

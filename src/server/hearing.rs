@@ -51,7 +51,7 @@ impl Case {
             transaction: &transaction,
             standing: self.standing.as_ref(),
             blocked_for,
-            quiet_since: remembered.quiet_since(&transaction),
+            quiet_since: remembered.quiet_since(&transaction, now),
             heard: remembered.heard(&transaction, now),
         };
         guard::judge(evidence, creators, rule, now)

@@ -7,7 +7,7 @@ use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
     blocker_action::{
-        Batch, Stubborn, TERMINATED, app, cancelling, check_nobody_was_told,
+        Batch, Stubborn, TERMINATED, acting_primary, app, cancelling, check_nobody_was_told,
         create_again_and_again, sparing, start_copy,
     },
     with_extension,
@@ -29,6 +29,7 @@ on_majors_with_standby_slots!(
     without_the_function,
     upstream_is_a_standby,
     function_for_superusers_alone,
+    function_cancels_once,
     function_goes_by_what_has_run,
     function_and_no_such_transaction,
     function_and_null,
@@ -443,6 +444,23 @@ fn function_goes_by_what_has_run(major: Major) {
     assert_eq!(ask(&mut session, &blocking.xid, "'2h'"), ended);
     assert_eq!(blocking.error().code, TERMINATED);
     assert_eq!(primary.count_in_log("asked for it as role postgres"), 1);
+}
+
+/// However often it is asked, it cancels once.
+fn function_cancels_once(major: Major) {
+    let primary = acting_primary("cancel", "100ms", "any", Setup::new(major));
+    let mut session = primary.connect();
+    let stubborn = Stubborn::start(&primary);
+    for_a_while();
+    let cancelled = vec![vec![Some("cancel".to_owned()), None]];
+    assert_eq!(ask(&mut session, &stubborn.xid, "'1h'"), cancelled);
+    stubborn.survives(&primary);
+    let stayed = none(
+        "it was told to end, as far as slot_self_heal.blocker_action allows, and has stayed in \
+         its transaction",
+    );
+    assert_eq!(ask(&mut session, &stubborn.xid, "'1h'"), stayed);
+    assert_eq!(primary.count_in_log("due to user request"), 1);
 }
 
 fn function_and_no_such_transaction(major: Major) {
