@@ -309,8 +309,12 @@ fn waits_for_a_synchronous_standby(major: Major) {
     assert!(!commit.is_finished(), "it was ended");
     assert_eq!(cluster.count_in_log(&said), 1);
     check_nobody_was_told(&cluster);
+    let status = cluster.wait_for_state(SLOT, "waiting_for_transactions");
+    cluster.paste_as_one("postgres", status.hint());
+    assert!(!commit.is_finished(), "its hint ended it");
     cluster.set("synchronous_standby_names", "''");
     commit.result().expect("it is committed");
+    cluster.paste_as_one("postgres", status.hint());
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
 }

@@ -139,6 +139,8 @@ fn conflict_with_somebody_elses_snapshot(major: Major) {
     });
     check_hint(status.hint());
     assert!(!status.hint().contains("_backend("), "{}", status.hint());
+    let told = pair.standby.paste_as_one("postgres", status.hint());
+    assert!(told.contains("elsewhere"), "{told}");
     reader.run("ROLLBACK");
     pair.standby.wait_for_replay_of(&pair.primary);
     blocking.commit();

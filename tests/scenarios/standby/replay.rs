@@ -13,6 +13,7 @@ on_majors_with_standby_slots!(
     delayed,
     delayed_a_little,
     cut_off,
+    not_received,
     behind,
     fed_by_an_archive,
     restore_command_that_hangs,
@@ -143,6 +144,7 @@ fn cut_off(major: Major) {
     let status = pair.standby.wait_for_state(SLOT, "waiting_for_replay");
     assert!(status.detail().contains("WAL receiver"), "{status:#?}");
     check_hint(status.hint());
+    pair.standby.paste_as_one("postgres", status.hint());
 
     let conninfo = conninfo.replace('\'', "''");
     pair.standby
@@ -150,6 +152,22 @@ fn cut_off(major: Major) {
     pair.finish(&mut creation);
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
+}
+
+/// The WAL receiver is connected, and stands still.
+fn not_received(major: Major) {
+    let pair = Pair::start(major);
+    let frozen = pair.standby.freeze_wal_receiver();
+    let mut creation = pair.create(Creator::Walsender);
+    let status = pair.standby.wait_for_status(SLOT, "the way", |status| {
+        status.detail().contains("has not come here yet")
+    });
+    check_hint(status.hint());
+    let told = pair.primary.paste_as_one("postgres", status.hint());
+    assert!(told.contains("streaming"), "{told}");
+    drop(frozen);
+    pair.finish(&mut creation);
+    pair.primary.paste_as_one("postgres", status.hint());
 }
 
 /// The startup process waits for a query that has nothing to do with the slot.
