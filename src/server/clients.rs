@@ -25,6 +25,8 @@ pub struct Clients {
     processes: HashMap<Pid, ClientProcess>,
     /// `None` while nobody creates a slot.
     next_look: Option<Instant>,
+    /// Whether the last scan looked.
+    looked: bool,
 }
 
 impl Clients {
@@ -46,6 +48,7 @@ impl Clients {
             .filter(|transaction| blockers.contains(&transaction.xid))
             .collect();
         let now = Instant::now();
+        self.looked = false;
         if now >= *self.next_look.get_or_insert(now + INTERVAL) {
             self.look(clients_of(&creators, &blockers));
         }
@@ -63,6 +66,11 @@ impl Clients {
         }
     }
 
+    /// Whether what is known is of the last scan.
+    pub fn are_fresh(&self) -> bool {
+        self.looked
+    }
+
     /// Looks with the next scan.
     pub fn look_soon(&mut self) {
         if let Some(next_look) = &mut self.next_look {
@@ -76,6 +84,7 @@ impl Clients {
         self.processes = self.connections.client_processes(&clients);
         let rest = (begun.elapsed() * SHARE).clamp(INTERVAL, SELDOM);
         self.next_look = Some(Instant::now() + rest);
+        self.looked = true;
     }
 
     fn connection(&self, pid: Pid) -> Connection {

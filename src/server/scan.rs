@@ -79,6 +79,11 @@ impl Scanner {
         Ok(observation)
     }
 
+    /// Whether what is known of clients is of the last look.
+    pub fn knows_clients(&self) -> bool {
+        self.clients.are_fresh()
+    }
+
     /// Has the next look tell all that the kernel knows of clients.
     pub fn look_at_clients_soon(&mut self) {
         self.clients.look_soon();

@@ -52,7 +52,8 @@ impl Worker {
         observation: &Observation,
         rule: &BlockerRule,
     ) -> Result<(), Notice> {
-        if self.has_to_look_at_clients(blockers, observation) {
+        // A creator's client may have gone since they were last looked at.
+        if !self.scanner.knows_clients() || self.has_to_look_at_clients(blockers, observation) {
             self.scanner.look_at_clients_soon();
             return Ok(());
         }
