@@ -598,28 +598,22 @@ mod tests {
             include_str!("upstream.rs"),
         ];
         let is_of_name = |character: char| character.is_alphanumeric() || "_.".contains(character);
-        for statement in sources
+        let statements = sources
             .iter()
             .flat_map(|source| source.split("sql![").skip(1))
-        {
-            let statement = &statement[..statement.find("\n    ]").unwrap_or(statement.len())];
-            let end = statement
-                .find("],")
-                .or(statement.find("];"))
-                .unwrap_or(statement.len());
-            let texts = statement[..end.min(statement.len())]
-                .split('"')
-                .skip(1)
-                .step_by(2);
-            for text in texts {
-                for (at, _) in text.match_indices('(') {
-                    let name = text[..at].rsplit(|character| !is_of_name(character)).next();
-                    let name = name.unwrap_or_default();
-                    assert!(
-                        name.is_empty() || name.starts_with("pg_") || name.starts_with('.'),
-                        "{name}() in {text}"
-                    );
-                }
+            .filter_map(|rest| rest.split(']').next());
+        // What stands between quotes.
+        let texts = statements.flat_map(|statement| statement.split('"').skip(1).step_by(2));
+        for text in texts {
+            for (at, _) in text.match_indices('(') {
+                let name = text[..at].rsplit(|character| !is_of_name(character)).next();
+                let name = name.unwrap_or_default();
+                // Of a schema, or of this program's own making before it.
+                let is_qualified = name.contains('.') || name.is_empty();
+                assert!(
+                    is_qualified || name.starts_with("pg_"),
+                    "{name}() in {text}"
+                );
             }
         }
     }
