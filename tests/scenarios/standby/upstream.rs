@@ -118,8 +118,23 @@ fn mended_by_hint(pair: &Pair, upstream: &str, database: &str, words: &[&str]) {
     for word in words {
         assert!(trouble.hint.contains(word), "no {word}: {}", trouble.hint);
     }
-    pair.primary.paste_as_one(database, &trouble.hint);
+    let hint = trouble.hint.clone();
+    pair.primary.paste_as_one(database, &hint);
     is_over(pair, trouble);
+    // Once more it gives what is given.
+    let granted = privileges(pair, database);
+    pair.primary.paste_as_one(database, &hint);
+    assert_eq!(privileges(pair, database), granted);
+}
+
+/// All that is granted on functions, schemas and roles.
+fn privileges(pair: &Pair, database: &str) -> String {
+    let login = pair.primary.login().database(database);
+    login.connect().value(
+        "SELECT concat((SELECT string_agg(proacl::text, ',' ORDER BY oid) FROM pg_proc), \
+                       (SELECT string_agg(nspacl::text, ',' ORDER BY oid) FROM pg_namespace), \
+                       (SELECT count(*) FROM pg_auth_members))",
+    )
 }
 
 /// A role for standbys, which may do no more than it must.
