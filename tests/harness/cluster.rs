@@ -639,6 +639,16 @@ impl Cluster {
         Pid(pid.parse().expect("a pid is a number"))
     }
 
+    /// Waits until a walsender waits for a transaction, by what Postgres itself tells.
+    #[track_caller]
+    pub fn wait_for_waiting_creator(&self) {
+        self.wait_until_sql(
+            "the creator to wait",
+            "EXISTS (SELECT FROM pg_stat_activity \
+             WHERE backend_type = 'walsender' AND wait_event = 'transactionid')",
+        );
+    }
+
     // -- the extension --
 
     #[track_caller]

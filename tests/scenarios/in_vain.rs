@@ -165,11 +165,7 @@ fn who_began_before_the_worker_looked(major: Major) {
     let mut first = begin(&cluster);
     cluster.set("slot_self_heal.enabled", "off");
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_until_sql(
-        "a creation that waits",
-        "EXISTS (SELECT FROM pg_stat_activity \
-         WHERE backend_type = 'walsender' AND wait_event = 'transactionid')",
-    );
+    cluster.wait_for_waiting_creator();
     for_a_while();
     let mut later = begin(&cluster);
     cluster.set("slot_self_heal.enabled", "on");

@@ -54,11 +54,7 @@ fn scan_interval_reloaded(major: Major) {
     for_a_while();
     let blocking = Blocker::IdleInTransaction.start(&cluster);
     let mut creation = Creator::Walsender.start(&cluster, SLOT);
-    cluster.wait_until_sql(
-        "the creator to wait",
-        "EXISTS (SELECT FROM pg_stat_activity \
-         WHERE backend_type = 'walsender' AND wait_event = 'transactionid')",
-    );
+    cluster.wait_for_waiting_creator();
     for_a_while();
     let status = cluster.status(SLOT).expect("the view itself sees it");
     assert!(status.blockers.is_empty(), "scanned too soon: {status:#?}");

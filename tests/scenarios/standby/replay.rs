@@ -170,12 +170,18 @@ fn not_received(major: Major) {
     pair.primary.paste_as_one("postgres", status.hint());
 }
 
-/// The startup process waits for a query that has nothing to do with the slot.
-fn behind(major: Major) {
+/// Replay there waits for sessions however long they take.
+#[track_caller]
+fn pair_with_a_table(major: Major) -> Pair {
     let primary = primary(major);
     primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
     let standby = Setup::new(major).conf("max_standby_streaming_delay = -1");
-    let pair = Pair::of(primary, standby);
+    Pair::of(primary, standby)
+}
+
+/// The startup process waits for a query that has nothing to do with the slot.
+fn behind(major: Major) {
+    let pair = pair_with_a_table(major);
     let mut reader = pair.standby.login().application("report").connect();
     reader.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
     reader.run("SELECT count(*) FROM orders");
@@ -399,10 +405,7 @@ fn lock_on_another_database(major: Major) {
 
 /// A backup is told for what it is.
 fn backup(major: Major) {
-    let primary = primary(major);
-    primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
-    let standby = Setup::new(major).conf("max_standby_streaming_delay = -1");
-    let pair = Pair::of(primary, standby);
+    let pair = pair_with_a_table(major);
     // As its first session begins (`setup_connection`, `pg_dump.c`).
     let mut pg_dump = pair.standby.login().application("pg_dump").connect();
     pg_dump.run("BEGIN ISOLATION LEVEL REPEATABLE READ");
@@ -422,10 +425,7 @@ fn backup(major: Major) {
 
 /// Who is in the way is ended in that transaction only.
 fn conflict_ended_by_its_hint(major: Major) {
-    let primary = primary(major);
-    primary.run("CREATE TABLE orders AS SELECT generate_series(1, 100) AS id");
-    let standby = Setup::new(major).conf("max_standby_streaming_delay = -1");
-    let pair = Pair::of(primary, standby);
+    let pair = pair_with_a_table(major);
     let mut readers = [(), ()].map(|()| pair.standby.login().application("report").connect());
     for reader in &mut readers {
         reader.run("BEGIN");
