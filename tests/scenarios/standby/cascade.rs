@@ -168,9 +168,15 @@ fn upstream_with_trouble_of_its_own(major: Major) {
     // a copy of the other's settings, but for that one
     let last = Setup::new(major).conf("slot_self_heal.primary_conninfo = ''");
     let chain = Chain::of(primary(major), middle, last);
-    let (creation, _) = chain.meets_a_standby();
+    let (creation, hint) = chain.meets_a_standby();
+    // Pasted where it says, it tells what is the matter; and once that is mended, it is a request.
+    let nudge = "SELECT public.slot_self_heal_nudge();";
+    assert!(hint.starts_with(nudge), "{hint}");
+    let error = chain.middle.connect().error(&hint);
+    assert!(!error.hint.is_empty(), "{error}");
     ask_now(&chain.middle, "");
     chain.finish(creation);
+    chain.middle.paste_as_one("postgres", &hint);
 }
 
 /// A moved address, say: the request would go round for ever, and take every
