@@ -16,6 +16,16 @@ die() {
     exit 1
 }
 
+# say_cost WHAT FIRST_MINUTES GIGABYTES MINUTES: what it takes, the first time and again, on 2 cores.
+say_cost() {
+    local free
+    say "make $1 takes about $2 min the first time, and $3 GB of disk (packages, target/); $4 min when run again"
+    free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1024 / 1024) }')
+    if [ ! -e target ] && [ "$free" -lt "$3" ]; then
+        say "WARNING: only $free GB are free here"
+    fi
+}
+
 # read_majors: majors are those that MAJORS asks for, each once and the newest last; all if it is not set.
 read_majors() {
     local asked major
@@ -30,6 +40,22 @@ read_majors() {
         [[ " ${asked[*]} " != *" $major "* ]] || majors+=("$major")
     done
 }
+
+# keep_majors_at_hand: after setup. Those of majors that have no server here go to left_out.
+keep_majors_at_hand() {
+    local major wanted=("${majors[@]}")
+    majors=()
+    left_out=()
+    for major in "${wanted[@]}"; do
+        if server "$major" >/dev/null; then majors+=("$major"); else left_out+=("$major"); fi
+    done
+    [ ${#majors[@]} -gt 0 ] || die "no server of PostgreSQL ${wanted[*]} can be had here" \
+        "why is said above; an installation of your own, headers included, can be put at" \
+        "target/postgres/<major>/{bin,lib,share,include}"
+}
+
+# why_left_out MAJOR: as setup found.
+why_left_out() { cat "target/left_out/$1" 2>/dev/null || echo "there is no server of it here"; }
 
 # pg_major PG_CONFIG: the server's major, once that is known to be one we build for.
 pg_major() {
@@ -62,6 +88,30 @@ server() {
     return 1
 }
 
+# use_own_libraries TREE: its programs find the libraries, the C library among them, that lie in
+# TREE/libs. They are found by absolute paths, so a copy needs it again.
+use_own_libraries() {
+    local program loader
+    loader=$(echo "$1"/libs/ld-linux*.so.*)
+    for program in "$1"/bin/*; do
+        if patchelf --print-interpreter "$program" >/dev/null 2>&1; then
+            # An rpath, not a runpath: it holds for the libraries that the libraries need.
+            patchelf --set-interpreter "$loader" --force-rpath --set-rpath "$1/libs" "$program"
+        fi
+    done
+}
+
+# has_room_for_data DIR: a file system in memory, with room there and memory left besides. Scripts
+# are run from it.
+has_room_for_data() {
+    local gigabytes=4 free available
+    [ "$(stat -f -c %T "$1" 2>/dev/null)" = tmpfs ] && [ -w "$1" ] || return
+    ! grep -qE "^[^ ]+ $1 tmpfs [^ ]*noexec" /proc/mounts || return
+    free=$(df -Pk "$1" | awk 'NR == 2 { print int($4 / 1024 / 1024) }')
+    available=$(awk '$1 == "MemAvailable:" { print int($2 / 1024 / 1024) }' /proc/meminfo)
+    [ "$free" -ge $gigabytes ] && [ "$available" -ge $((gigabytes * 2)) ]
+}
+
 exists() { local path; for path; do [ -e "$path" ] && return; done; return 1; }
 
 # bindgen needs libclang and the headers that clang itself brings.
@@ -78,8 +128,32 @@ has_cargo() {
     command -v cargo >/dev/null
 }
 
-need_cargo() {
-    has_cargo || die "cargo is not on $(id -un)'s PATH" "install Rust (rustup), or add its bin directory to PATH"
+# need_rust: a compiler that does, or the way to one. cargo_options are what cargo must be told.
+cargo_options=(--locked)
+need_rust() {
+    local found wanted remedy="install Rust with rustup (https://rustup.rs)"
+    has_cargo || die "cargo is not on $(id -un)'s PATH" "$remedy, or add its bin directory to PATH"
+    found=$(rustc --version) || die "rustc cannot be run: without it cargo builds nothing" "$remedy"
+    found=${found#rustc }
+    found=${found%%[ -]*}
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    older "$found" "$wanted" || return 0
+    if older "$found" "$RUST_KNOWN_TO_DO"; then
+        command -v rustup >/dev/null && remedy="rustup update"
+        die "needs Rust $wanted, found $found: $remedy"
+    fi
+    cargo_options+=(--ignore-rust-version)
+    # Once, however many of the scripts are run by one of them.
+    [ -n "${SAID_THAT_RUST_DOES:-}" ] ||
+        say "Rust $found is older than the $wanted that pgrx asks for, but known to do: cargo gets --ignore-rust-version"
+    export SAID_THAT_RUST_DOES=1
+}
+
+# older THIS THAT: versions.
+older() { [ "$1" != "$2" ] && [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
+
+need_compiler() {
+    command -v cc >/dev/null || die "there is no C compiler to link with" "Debian, Ubuntu: apt-get install $APT_COMPILER"
 }
 
 has_venv() { python3 -c 'import ensurepip, venv' 2>/dev/null; }

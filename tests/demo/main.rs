@@ -208,7 +208,8 @@ fn what_the_logs_say(primary: &Cluster, standby: &Cluster) {
 }
 
 fn servers() -> (Cluster, Cluster) {
-    let primary = Setup::new(Major::V18).start();
+    let major = Major::ASKED_FOR[0];
+    let primary = Setup::new(major).start();
     primary.run("CREATE TABLE orders (id int PRIMARY KEY, item text)");
     primary.create_extension();
     // Who first reads a catalog's new rows tidies their pages, and then the
@@ -216,7 +217,7 @@ fn servers() -> (Cluster, Cluster) {
     primary.run("VACUUM");
     // A worker does not say when it has heard of a reload.
     let off = "slot_self_heal.enabled = off";
-    let standby = Setup::new(Major::V18)
+    let standby = Setup::new(major)
         .conf("hot_standby_feedback = on")
         .conf(off)
         .standby_of(&primary);

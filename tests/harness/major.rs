@@ -27,7 +27,9 @@ macro_rules! majors {
 majors! {
     V15 = 15 if "pg15",
     V16 = 16 if "pg16",
+    V17 = 17 if "pg17",
     V18 = 18 if "pg18",
+    V19 = 19 if "pg19",
 }
 
 impl Major {
