@@ -48,9 +48,9 @@ pub fn waits(
     let does = match episode.state {
         State::WaitingForReplay => "waits for replay",
         State::BlockingReplay => "blocks replay",
+        State::Starting => "waits for logical decoding to be switched on",
         State::WaitingForTransactions
         | State::WaitingForRecord
-        | State::Starting
         | State::Ready
         | State::Abandoned
         | State::NotSyncReady
@@ -491,13 +491,14 @@ pub fn trouble_is_over() -> Notice {
     )
 }
 
-pub fn wal_level_too_low() -> Notice {
+/// `least`: the `wal_level` that logical slots need.
+pub fn wal_level_too_low(least: &str) -> Notice {
     Notice {
         detail: Some("No logical replication slot can be created on this server.".into()),
-        hint: Some(advice::raise_wal_level().into()),
+        hint: Some(advice::raise_wal_level(least).into()),
         ..notice(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "slot_self_heal has nothing to do because \"wal_level\" is below \"logical\"",
+            format!("slot_self_heal has nothing to do because \"wal_level\" is below \"{least}\""),
         )
     }
 }

@@ -24,7 +24,7 @@ use crate::server::auto_conf::AutoConf;
 use crate::server::hearing::hear;
 use crate::server::report::Notice;
 use crate::server::signal::{self, Unsent};
-use crate::server::{self, WalLevel, record, report, scan, upstream};
+use crate::server::{self, record, report, scan, upstream};
 use crate::{narrate, settings, worker};
 
 /// A `pg_lsn`, which is a 64-bit number to C.
@@ -237,8 +237,8 @@ fn worker_hint(status: &ledger::WorkerStatus) -> Option<Hint> {
     if status.pid.is_none() {
         return Some(no_worker_hint(status));
     }
-    if server::wal_level() < WalLevel::Logical {
-        return Some(advice::raise_wal_level());
+    if let Some(least) = server::wal_level_to_raise() {
+        return Some(advice::raise_wal_level(least));
     }
     if !settings::enabled() {
         return Some(advice::enable());

@@ -34,7 +34,7 @@ use crate::server::report::{self, Notice};
 use crate::server::scan::Scanner;
 use crate::server::transaction::{catch, read_only_fallible};
 use crate::server::upstream::{Upstream, Wish};
-use crate::server::{self, WalLevel, record, signal};
+use crate::server::{self, record, signal};
 use crate::{narrate, settings};
 
 /// Between two looks at a slot that is being built.
@@ -105,8 +105,8 @@ pub extern "C-unwind" fn slot_self_heal_main(_arg: pg_sys::Datum) {
     }
     process::show_activity(Activity::Idle);
     report::init_debug_log();
-    if server::wal_level() < WalLevel::Logical {
-        report::log(narrate::wal_level_too_low());
+    if let Some(least) = server::wal_level_to_raise() {
+        report::log(narrate::wal_level_too_low(least));
     }
     if !connection::SUPPORTED && settings::policy().limits.cancel_abandoned {
         report::log(narrate::clients_not_seen());

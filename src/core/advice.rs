@@ -40,10 +40,10 @@ pub fn enable() -> Hint {
     )
 }
 
-/// Where no logical slot can be created.
-pub fn raise_wal_level() -> Hint {
+/// Where no logical slot can be created with less than this level.
+pub fn raise_wal_level(least: &str) -> Hint {
     Hint::set(
-        Setting::at_restart("wal_level", "logical"),
+        Setting::at_restart("wal_level", least),
         comment!("no logical slot can be created"),
     )
 }
@@ -57,6 +57,33 @@ pub fn more_workers(now: u32) -> Hint {
              it stops to replay, so raise it there first"
         ),
     )
+}
+
+/// On a copy that is persisted.
+pub fn on_persisted_copy(slot: &Slot) -> Advice {
+    Advice {
+        detail: slot.sync_skipped.as_deref().map(passed_over),
+        hint: None,
+    }
+}
+
+/// Why the last synchronization of a copy changed nothing: the server's word for it
+/// (`pg_replication_slots.slotsync_skip_reason`) and what that means (`slotsync.c`).
+fn passed_over(reason: &str) -> String {
+    let meaning = match reason {
+        "wal_not_flushed" => {
+            ", this standby had not received the WAL up to the position of the slot on the primary"
+        }
+        "wal_or_rows_removed" => {
+            ", this standby does not keep WAL or rows any more that the slot on the primary needs"
+        }
+        "no_consistent_snapshot" => {
+            ", there is no consistent point for it in the WAL that this standby has"
+        }
+        "slot_invalidated" => ", this copy was invalidated",
+        _ => "",
+    };
+    format!("The last synchronization passed it over: {reason}{meaning}.")
 }
 
 /// Where nobody can tell that a creation's client is gone.
@@ -119,7 +146,18 @@ pub fn on_slot(slot: &Slot) -> Advice {
                 None => "Postgres invalidated the slot: what it needs is gone.".into(),
             }),
             // A standby's copy can't be dropped there; the slot sync worker does it.
-            hint: (!slot.synced).then(|| remedy::drop_invalidated(slot)),
+            hint: (!slot.synced).then(|| {
+                let drop = remedy::drop_invalidated(slot);
+                match reason.as_deref() {
+                    // Only on standbys (`InvalidateObsoleteReplicationSlots`, `slot.c`).
+                    Some("wal_level_insufficient") => drop.then(Hint::say(comment!(
+                        "on the primary before: with wal_level below logical there, which from \
+                         PostgreSQL 19 on does as long as it has a logical slot of its own, the next \
+                         one is lost as well"
+                    ))),
+                    Some(_) | None => drop,
+                }
+            }),
         },
     }
 }
@@ -208,7 +246,14 @@ pub fn on_creation(
     limits: &Limits,
     now: Timestamp,
 ) -> Advice {
-    let advice = on_wait(episode, watch, role, now);
+    let mut advice = on_wait(episode, watch, role, now);
+    if let (Some(leader), Some(detail)) = (episode.creator.leader, &mut advice.detail) {
+        detail.push_str(&format!(
+            " Its creator is the {} of pid {leader}, which goes on with the slot and drops it \
+             itself.",
+            episode.creator.backend_type
+        ));
+    }
     match episode.abandoned {
         Some(since) => on_abandoned(episode, advice, since, limits, now),
         None => with_limits(episode, advice, limits),
@@ -380,6 +425,7 @@ pub fn on_wait(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
         (State::WaitingForRecord, Role::Standby) => on_missing_record(&watch.upstream),
         (State::WaitingForReplay, _) => on_held_replay(episode, watch.replay.as_ref()),
         (State::BlockingReplay, _) => on_deadlock(episode, watch.replay.as_ref()),
+        (State::Starting, _) if episode.waits_for_switch() => on_switch(),
         (State::Starting, _) if episode.has_waited() => Advice {
             detail: Some("Reads the WAL that was written while it waited.".into()),
             hint: None,
@@ -391,6 +437,22 @@ pub fn on_wait(episode: &Episode, watch: &Watch, role: Role, now: Timestamp) -> 
             detail: Some("The creation has begun, and nothing is known to be wrong.".into()),
             hint: None,
         },
+    }
+}
+
+/// On the first logical slot of a server with `wal_level = replica`.
+fn on_switch() -> Advice {
+    Advice {
+        detail: Some(
+            "Waits until every process of the server has taken note that logical decoding is on: \
+             wal_level is replica, and this is the first logical slot."
+                .into(),
+        ),
+        hint: Some(Hint::say(comment!(
+            "the server's log names the process that does not, every 5 s (still waiting for backend \
+             with PID ... to accept ProcSignalBarrier): let it go on if it was stopped, or end what \
+             it does. With wal_level = logical no creation waits for this"
+        ))),
     }
 }
 
@@ -801,7 +863,7 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
     if let Some(made_by_hand) = slot.made_by_hand {
         detail.push_str(&match made_by_hand {
             MadeByHand::Now => {
-                " A call of pg_sync_replication_slots() made it, which drops it when it ends."
+                " A call of pg_sync_replication_slots() made it, and drops it if it ends before."
                     .to_owned()
             }
             MadeByHand::Dropped(at) => format!(
@@ -810,7 +872,8 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                 in_words(now.since(at))
             ),
         });
-        if !is_an_orphan {
+        // From PostgreSQL 19 on it tries itself until the copy is persisted.
+        if !is_an_orphan && made_by_hand != MadeByHand::Now {
             let when = match copy {
                 Some(copy) if !copy.is_behind() => "",
                 _ => " once that slot has come forward",
@@ -820,6 +883,10 @@ pub fn on_copy(slot: &Slot, copy: Option<&UnreadyCopy>, watch: &Watch, now: Time
                  sync_replication_slots = on tries by itself"
             )));
         }
+    }
+    if let Some(reason) = &slot.sync_skipped {
+        detail.push(' ');
+        detail.push_str(&passed_over(reason));
     }
     if let Some(namesake) = watch.namesakes.first() {
         detail.push_str(&format!(
@@ -1032,6 +1099,9 @@ fn spared(blocker: &Blocker) -> String {
 /// Who creates a slot: `walsender, application debezium, client 10.0.0.5`.
 pub fn describe_creator(creator: &CreatorIdentity) -> String {
     let mut who = vec![creator.backend_type.clone()];
+    if let Some(leader) = creator.leader {
+        who.push(format!("works for pid {leader}"));
+    }
     if !creator.application_name.is_empty() {
         who.push(format!("application {}", creator.application_name));
     }
@@ -1197,8 +1267,8 @@ fn command(query: &str) -> Option<&'static str> {
         "CREATE SUBSCRIPTION", "CREATE TABLE", "CREATE UNIQUE INDEX CONCURRENTLY",
         "CREATE UNIQUE INDEX", "DELETE", "DO", "DROP INDEX CONCURRENTLY", "DROP INDEX",
         "DROP SUBSCRIPTION", "DROP TABLE", "INSERT", "LOCK TABLE", "LOCK", "MERGE",
-        "REFRESH MATERIALIZED VIEW CONCURRENTLY", "REFRESH MATERIALIZED VIEW", "REINDEX", "SELECT",
-        "TRUNCATE", "UPDATE", "VACUUM", "WITH",
+        "REFRESH MATERIALIZED VIEW CONCURRENTLY", "REFRESH MATERIALIZED VIEW", "REINDEX",
+        "REPACK (CONCURRENTLY)", "REPACK", "SELECT", "TRUNCATE", "UPDATE", "VACUUM", "WITH",
     ];
     let words = |text: &str| -> Vec<String> {
         let word = |word: &str| word.trim_end_matches(';').to_ascii_uppercase();

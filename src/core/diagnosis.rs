@@ -87,8 +87,9 @@ fn on_primary(creator: &Creator, episode: &Episode, observation: &Observation) -
         CreatorWait::Working if episode.was_promoted(observation.at, PATIENCE) => {
             Diagnosis::of_state(State::WaitingForTransactions)
         }
-        // It reads the WAL that was written while it waited, or has not come to waiting yet.
-        CreatorWait::Working => Diagnosis::of_state(State::Starting),
+        // It reads the WAL that was written while it waited, or has not come to waiting for what
+        // only others can bring.
+        CreatorWait::Working | CreatorWait::Barrier => Diagnosis::of_state(State::Starting),
         CreatorWait::Wal | CreatorWait::Unknown => waiting_for_record(episode, observation),
     }
 }

@@ -203,6 +203,11 @@ impl Episode {
         self.waited.for_transactions > Duration::ZERO || self.wait == CreatorWait::Transaction
     }
 
+    /// Whether it waits for logical decoding to be switched on.
+    pub fn waits_for_switch(&self) -> bool {
+        self.wait == CreatorWait::Barrier
+    }
+
     /// Whether the log knows of it, of this try alone.
     pub fn was_told(&self) -> bool {
         self.told.is_some() || self.told_abandoned || self.told_cancelled
@@ -322,14 +327,17 @@ impl Episode {
         let waiting = match (observation.role, self.wait) {
             (Role::Primary, CreatorWait::Transaction) => Waiting::ForTransaction,
             // It has WAL to read; whether it needs a record shows when it has read it.
-            (Role::Primary, CreatorWait::Working) => return false,
+            (Role::Primary, CreatorWait::Working | CreatorWait::Barrier) => return false,
             // An undisturbed creation on a primary needs none; it is seldom seen twice.
             (Role::Primary, _) if !self.lasts() => return false,
             (Role::Primary, CreatorWait::Wal | CreatorWait::Unknown) => Waiting::ForAnythingElse,
             (Role::Standby, CreatorWait::Wal) => Waiting::ForWal,
             (
                 Role::Standby,
-                CreatorWait::Working | CreatorWait::Unknown | CreatorWait::Transaction,
+                CreatorWait::Working
+                | CreatorWait::Barrier
+                | CreatorWait::Unknown
+                | CreatorWait::Transaction,
             ) => Waiting::NotKnown,
         };
         // As long as records can't arrive there is no reason to try one more.
@@ -362,6 +370,7 @@ impl Episode {
             // A standby has to ask whom it waits for, and replay stumbles now and then.
             (State::WaitingForTransactions, Role::Standby) if lasts => {}
             (State::WaitingForReplay | State::BlockingReplay, _) if lasts => {}
+            (State::Starting, _) if lasts && self.waits_for_switch() => {}
             (
                 State::WaitingForTransactions
                 | State::WaitingForReplay

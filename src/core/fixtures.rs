@@ -31,6 +31,7 @@ pub fn creator() -> Creator {
             backend_start: Some(at(-5000)),
             query_start: Some(at(-10)),
             backend_type: "walsender".into(),
+            leader: None,
             usename: Some("cdc".into()),
             application_name: "sub".into(),
             client_addr: Some("10.0.0.5".into()),
@@ -56,6 +57,7 @@ pub fn slot(name: &str, progress: Progress) -> Slot {
         wal_status: Some("reserved".into()),
         safe_wal_size: None,
         synced: false,
+        sync_skipped: None,
         made_by_hand: None,
     }
 }

@@ -222,6 +222,8 @@ pub struct Slot {
     pub wal_status: Option<String>,
     /// A standby's copy of its primary's slot (17 and later).
     pub synced: bool,
+    /// Of such a copy: why the last synchronization passed it over (19 and later).
+    pub sync_skipped: Option<String>,
     /// Such a copy that a call of `pg_sync_replication_slots()` made.
     pub made_by_hand: Option<MadeByHand>,
     /// Bytes that may still be written before the slot is in danger of being lost.
@@ -304,6 +306,9 @@ pub struct CreatorIdentity {
     pub query_start: Option<Timestamp>,
     /// `pg_stat_activity.backend_type`
     pub backend_type: String,
+    /// The session that it works for: one that runs REPACK (CONCURRENTLY) (19 and later).
+    pub leader: Option<Pid>,
+    /// The leader's, if it has one, as are the next two.
     pub usename: Option<String>,
     pub application_name: String,
     /// `None` for a Unix-domain socket and for a process that has no client.
@@ -338,6 +343,10 @@ pub enum CreatorWait {
     Wal,
     /// For something else, or, a walsender, for nothing: it reads WAL, or writes the slot to disk.
     Working,
+    /// For every process of the server to take note that logical decoding is on: a creator switches
+    /// it on for the first logical slot of a server with `wal_level = replica`
+    /// (`EnableLogicalDecoding`, `logicalctl.c`; 19 and later).
+    Barrier,
     /// Another process, without a wait event: `read_local_xlog_page` waits for WAL by polling, so
     /// that it looks the same whether it waits or works.
     Unknown,
@@ -349,6 +358,8 @@ impl CreatorWait {
     fn from_activity(backend_type: &str, wait_event_type: &str, wait_event: &str) -> Self {
         if wait_event_type == "Lock" && wait_event == "transactionid" {
             Self::Transaction
+        } else if wait_event == "ProcSignalBarrier" {
+            Self::Barrier
         } else if backend_type != "walsender" {
             // It reads WAL, or writes the slot to disk; for WAL it waits without a wait event.
             if wait_event.is_empty() {
@@ -624,6 +635,7 @@ impl<'a> Row<'a> {
             wal_status: self.optional("wal_status")?,
             safe_wal_size: self.optional("safe_wal_size")?,
             synced: self.required("synced")?,
+            sync_skipped: self.optional("sync_skipped")?,
             made_by_hand: (self.peek("not_sync_ready") == Some("true")
                 && self.peek("creator_type").is_some_and(is_session))
             .then_some(MadeByHand::Now),
@@ -683,6 +695,7 @@ impl<'a> Row<'a> {
                 backend_start: self.timestamp("creator_start")?,
                 query_start: query_start.filter(|_| is_session(&backend_type)),
                 backend_type,
+                leader: self.pid("creator_leader_pid")?,
                 usename: self.optional("creator_usename")?,
                 application_name: self.text("creator_application")?,
                 client_addr,
@@ -957,6 +970,8 @@ mod tests {
         ("creator_type", Some("walsender")),
         ("creator_usename", Some("cdc")),
         ("creator_application", Some("sub")),
+        ("sync_skipped", None),
+        ("creator_leader_pid", None),
         ("creator_client_addr", None),
         ("creator_client_port", Some("-1")),
         ("creator_start", Some("5")),
@@ -1040,6 +1055,7 @@ mod tests {
     fn the_creators_wait_is_read_from_its_wait_event() {
         let event = |event| wait("walsender", Some("Client"), Some(event));
         assert_eq!(event("WalSenderWaitForWAL"), CreatorWait::Wal);
+        assert_eq!(event("ProcSignalBarrier"), CreatorWait::Barrier);
         assert_eq!(event("WalSenderWaitForWal"), CreatorWait::Wal);
         assert_eq!(wait("walsender", None, None), CreatorWait::Working);
         assert_eq!(wait("client backend", None, None), CreatorWait::Unknown);

@@ -21,6 +21,8 @@ enum Kind<'a> {
     Walsender,
     /// pg_dump: what it has written so far is of no use without the rest.
     Backup,
+    /// REPACK (19 and later): what it has copied so far is of no use without the rest.
+    Repack,
     /// A walsender that sends a table's rows to a subscriber.
     Sender,
     /// A worker of logical replication, with what it works for.
@@ -66,6 +68,7 @@ impl<'a> Kind<'a> {
             None if usename.is_none() => Self::Server("background process"),
             None => Self::Unseen,
             Some("client backend") if application.starts_with("pg_dump") => Self::Backup,
+            Some("client backend") if starts_with_word(query, "REPACK") => Self::Repack,
             Some("client backend") => Self::Client,
             // By the name of its slot (`ReplicationSlotNameForTablesync`, `tablesync.c`).
             Some("walsender")
@@ -82,8 +85,9 @@ impl<'a> Kind<'a> {
 }
 
 fn starts_with_word(query: &str, word: &str) -> bool {
-    let first = query.split_whitespace().next().unwrap_or_default();
-    first.eq_ignore_ascii_case(word)
+    let is_part = |character: char| character.is_alphanumeric() || character == '_';
+    let first = query.trim_start().split(|c| !is_part(c)).next();
+    first.unwrap_or_default().eq_ignore_ascii_case(word)
 }
 
 /// A creation, and where those are that hold it up.
@@ -132,6 +136,7 @@ fn of_waiter(blocker: &Transaction, Situation { place, now, .. }: Situation<'_>)
         Kind::Unseen
         | Kind::Walsender
         | Kind::Backup
+        | Kind::Repack
         | Kind::Sender
         | Kind::Subscriber(_)
         | Kind::Server(_) => Hint::say(comment!(
@@ -177,6 +182,7 @@ fn of_transaction(blocker: &Transaction, situation: Situation<'_>) -> Hint {
                     Hint::run(tell(Ending::Terminate, whom), who)
                 }
                 Kind::Backup => of_backup(*pid, place),
+                Kind::Repack => of_repack(*pid, &doing, of_xid(xid), place),
                 Kind::Sender => of_sender(*pid, place),
                 Kind::Subscriber(subscription) => of_subscriber(*pid, subscription, place),
                 Kind::Server(what) => of_server_process(
@@ -224,6 +230,7 @@ fn of_session(session: &Session, blocker: &Transaction, situation: Situation<'_>
     match Kind::of_session(session) {
         Kind::Client => Hint::run(end, comment!("{place}pid {pid}, {doing}")),
         Kind::Backup => of_backup(pid, place),
+        Kind::Repack => of_repack(pid, &doing, of_holder(session, blocker), place),
         Kind::Sender => of_sender(pid, place),
         Kind::Subscriber(subscription) => of_subscriber(pid, subscription, place),
         Kind::Walsender => of_server_process(pid, "walsender", &doing, end, place),
@@ -306,6 +313,18 @@ fn of_backup(pid: Pid, place: &str) -> Hint {
     Hint::say(comment!(
         "{place}pid {pid} is a pg_dump: let it finish, what it has written so far is lost otherwise"
     ))
+}
+
+/// It may well wait for a lock that it needs in the end; otherwise it ends by itself.
+fn of_repack(pid: Pid, doing: &str, whom: Sql, place: &str) -> Hint {
+    Hint::offer(
+        comment!(
+            "{place}pid {pid} is a REPACK, {doing}: let it finish, what it has copied so far is lost \
+             otherwise. To give it up:"
+        ),
+        tell(Ending::Cancel, whom),
+        comment!(""),
+    )
 }
 
 fn of_sender(pid: Pid, place: &str) -> Hint {
@@ -510,14 +529,16 @@ pub fn of_conflict(session: &InTheWay) -> Hint {
             "{place}pid {pid} is a walsender{}: its client ends its statement, or its connection",
             session.named()
         )),
-        (Kind::Client | Kind::Unseen | Kind::Server(_), Some(xact_start)) => Hint::run(
-            tell(
-                Ending::Terminate,
-                sql!["pid = ", pid, " AND xact_start = ", Literal(xact_start)],
-            ),
-            comment!("{place}pid {pid}{}", session.named()),
-        ),
-        (Kind::Client | Kind::Unseen | Kind::Server(_), None) => {
+        (Kind::Client | Kind::Repack | Kind::Unseen | Kind::Server(_), Some(xact_start)) => {
+            Hint::run(
+                tell(
+                    Ending::Terminate,
+                    sql!["pid = ", pid, " AND xact_start = ", Literal(xact_start)],
+                ),
+                comment!("{place}pid {pid}{}", session.named()),
+            )
+        }
+        (Kind::Client | Kind::Repack | Kind::Unseen | Kind::Server(_), None) => {
             Hint::say(comment!("{place}pid {pid} is just ending"))
         }
     }
@@ -702,6 +723,18 @@ mod tests {
         ] {
             assert!(only_says(&on_primary(&other)), "{other:?}");
         }
+        let repack = Transaction {
+            query: Some("repack(verbose, concurrently) t".into()),
+            state: Some("active".into()),
+            ..session(700, 9)
+        };
+        let offer = on_primary(&repack);
+        assert!(only_says(&offer), "{offer}");
+        assert!(
+            offer.starts_with("-- pid 9 is a REPACK, active for")
+                && offer.contains("SELECT pg_cancel_backend(pid) FROM pg_stat_activity"),
+            "{offer}"
+        );
         let job = remedy(&worker("pg_cron", None), Role::Standby);
         assert_eq!(
             job,

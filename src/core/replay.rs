@@ -43,7 +43,8 @@ impl StartupWait {
     pub fn from_wait_event(wait_event: &str) -> Self {
         match wait_event {
             "RestoreCommand" => Self::RestoreCommand,
-            "BufferPin" => Self::BufferPin,
+            // The second from PostgreSQL 19 on.
+            "BufferPin" | "BufferCleanup" => Self::BufferPin,
             "RecoveryConflictTablespace" => Self::Tablespace,
             _ => Self::Other,
         }

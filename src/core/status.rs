@@ -164,7 +164,7 @@ fn of_usable(slot: Slot, known: &Known) -> Status {
         advice: if known.watch.namesakes.contains(&slot.name) {
             advice::on_namesake(&slot.name)
         } else {
-            Advice::default()
+            advice::on_persisted_copy(&slot)
         },
         ..bare(slot, State::Ready)
     }

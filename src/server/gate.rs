@@ -28,8 +28,8 @@ const CALLED_AGAIN: Duration = Duration::from_secs(600);
 
 /// Looks at `ReplicationSlotCtl` (`slot.h`).
 ///
-/// `confirmed_flush` is set when a slot reaches its consistent point, and `active_pid` as long as
-/// a process works on it. A slot may change while it is read; the scan that follows finds out, and
+/// `confirmed_flush` is set when a slot reaches its consistent point, and a slot has a holder as
+/// long as a process works on it. A slot may change while it is read; the scan that follows finds out, and
 /// a slot that was missed is seen a tick later.
 pub fn look() -> Gate {
     let mut building = DefaultHasher::new();
@@ -40,9 +40,9 @@ pub fn look() -> Gate {
             let data = &raw const (*slot).data;
             let is_logical = ptr::read_volatile(&raw const (*data).database) != pg_sys::InvalidOid;
             let is_usable = ptr::read_volatile(&raw const (*data).confirmed_flush) != 0;
-            let holder = ptr::read_volatile(&raw const (*slot).active_pid);
+            let holder = version::holder(slot);
             let is_unready_copy = version::is_unready_copy(data);
-            if is_logical && (!is_usable && holder != 0 || is_unready_copy) {
+            if is_logical && (!is_usable && holder.is_some() || is_unready_copy) {
                 open = true;
                 let restart_lsn = ptr::read_volatile(&raw const (*data).restart_lsn);
                 (index, holder, restart_lsn).hash(&mut building);
@@ -126,6 +126,7 @@ pub fn dropped_copies(known: &[Slot]) -> Vec<Slot> {
             retained_wal: None,
             wal_status: None,
             synced: true,
+            sync_skipped: None,
             made_by_hand,
             safe_wal_size: None,
         });
@@ -177,8 +178,7 @@ fn slots() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
 
 /// All places that slots may have, each with its number.
 ///
-/// The array has max_replication_slots elements, made when the server started, and lives as long as
-/// this process. Fields are to be read one by one, without a reference to what other processes
+/// The array is made when the server starts, and lives as long as this process. Fields are to be read one by one, without a reference to what other processes
 /// write.
 fn places() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
     (0..slot_count()).map(|index| {
@@ -193,12 +193,12 @@ fn places() -> impl Iterator<Item = (usize, *const pg_sys::ReplicationSlot)> {
 
 /// Zero where the server has no slots at all.
 fn slot_count() -> usize {
-    // SAFETY: both are set when the server starts.
+    // SAFETY: set when the server starts.
     unsafe {
         if pg_sys::ReplicationSlotCtl.is_null() {
             0
         } else {
-            usize::try_from(pg_sys::max_replication_slots).unwrap_or(0)
+            version::most_slots()
         }
     }
 }

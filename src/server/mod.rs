@@ -127,6 +127,22 @@ pub enum WalLevel {
     Logical,
 }
 
+impl WalLevel {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Replica => "replica",
+            Self::Logical => "logical",
+        }
+    }
+}
+
+/// The level that logical slots need, if it is set to less.
+pub fn wal_level_to_raise() -> Option<&'static str> {
+    let least = version::LEAST_WAL_LEVEL;
+    (wal_level() < least).then(|| least.as_str())
+}
+
 pub fn wal_level() -> WalLevel {
     use pg_sys::WalLevel::{WAL_LEVEL_LOGICAL, WAL_LEVEL_REPLICA};
     // SAFETY: a setting that changes only when the server starts.

@@ -20,21 +20,12 @@ static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 /// `die` ends it with exit status 1, which the postmaster takes as "start it again"; it also
 /// interrupts queries and waits.
 pub fn handle_signals() {
-    // The functions themselves: pgrx's are wrapped to catch errors, which has no place in a signal
-    // handler.
-    unsafe extern "C-unwind" {
-        fn die(signal: c_int);
-        fn SignalHandlerForConfigReload(signal: c_int);
-    }
-    unsafe extern "C-unwind" fn on_sigterm(signal: c_int) {
-        TOLD_TO_END.store(true, Ordering::Relaxed);
-        // SAFETY: made for this place.
-        unsafe { die(signal) }
-    }
-    // SAFETY: core's own handlers, installed before signals are unblocked.
+    let end = version::signal_handler!(die, after { TOLD_TO_END.store(true, Ordering::Relaxed) });
+    let reload = version::signal_handler!(SignalHandlerForConfigReload);
+    // SAFETY: core's own handlers, installed before signals are unblocked; ours stores a flag.
     unsafe {
-        version::handle_signal(pg_sys::SIGTERM, on_sigterm);
-        version::handle_signal(pg_sys::SIGHUP, SignalHandlerForConfigReload);
+        version::handle_signal(pg_sys::SIGTERM, end);
+        version::handle_signal(pg_sys::SIGHUP, reload);
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }

@@ -8,6 +8,7 @@ use pgrx::prelude::*;
 use pgrx::{function_name, pg_sys};
 
 use super::auto_conf::AutoConf;
+use super::version;
 use crate::core::hint::Hint;
 
 /// A message in Postgres's own style: the message in lower case without a full stop, the detail
@@ -107,8 +108,8 @@ static SERVER_LOG: ServerLog = ServerLog;
 
 impl log::Log for ServerLog {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        // SAFETY: a setting; DEBUG1 would be swallowed otherwise, after it was put together.
-        unsafe { pg_sys::log_min_messages <= pg_sys::DEBUG1.cast_signed() }
+        // It would be swallowed otherwise, after it was put together.
+        version::log_min_messages() <= pg_sys::DEBUG1.cast_signed()
     }
 
     fn log(&self, record: &log::Record<'_>) {

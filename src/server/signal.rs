@@ -133,7 +133,7 @@ pub fn cancel_creation(
         let found = pg_sys::SearchNamedReplicationSlot(name.as_ptr(), false);
         !found.is_null() && {
             let data = &raw const (*found).data;
-            ptr::read_volatile(&raw const (*found).active_pid) == creator.get()
+            version::holder(found) == Some(creator)
                 && ptr::read_volatile(&raw const (*data).confirmed_flush) == 0
                 && ptr::read_volatile(&raw const (*data).restart_lsn)
                     == restart_lsn.map_or(0, Lsn::get)

@@ -1,13 +1,62 @@
 //! Everything that differs between majors of Postgres, but for what SQL itself evens out.
 
 use std::ffi::{CStr, c_int, c_void};
+use std::ptr;
 
 use pgrx::pg_sys;
 use pgrx::spi::SpiResult;
 
+use super::WalLevel;
+use crate::core::observation::Pid;
 use crate::core::time::Timestamp;
 
-type SignalHandler = unsafe extern "C-unwind" fn(c_int);
+/// What core calls when a signal arrives (`SIGNAL_ARGS`, `c.h`).
+#[cfg(not(feature = "pg19"))]
+pub type SignalHandler = unsafe extern "C-unwind" fn(c_int);
+
+/// What core calls when a signal arrives (`SIGNAL_ARGS`, `c.h`): from PostgreSQL 19 on also with who
+/// sent it, which core's own handlers read.
+#[cfg(feature = "pg19")]
+pub type SignalHandler = unsafe extern "C-unwind" fn(c_int, *const pg_sys::pg_signal_info);
+
+/// `signal_handler!(die, after { ours })`: a [`SignalHandler`] that calls one of core's with all that
+/// it was called with, and does something of ours before.
+///
+/// Core's are declared here: pgrx's are wrapped to catch errors, which has no place in a signal
+/// handler.
+#[cfg(not(feature = "pg19"))]
+macro_rules! signal_handler {
+    ($core:ident $(, after $ours:block)?) => {{
+        unsafe extern "C-unwind" {
+            fn $core(signal: std::ffi::c_int);
+        }
+        unsafe extern "C-unwind" fn handler(signal: std::ffi::c_int) {
+            $($ours)?
+            // SAFETY: made for this place.
+            unsafe { $core(signal) }
+        }
+        handler as $crate::server::version::SignalHandler
+    }};
+}
+#[cfg(feature = "pg19")]
+macro_rules! signal_handler {
+    ($core:ident $(, after $ours:block)?) => {{
+        use pgrx::pg_sys::pg_signal_info;
+        unsafe extern "C-unwind" {
+            fn $core(signal: std::ffi::c_int, sender: *const pg_signal_info);
+        }
+        unsafe extern "C-unwind" fn handler(
+            signal: std::ffi::c_int,
+            sender: *const pg_signal_info,
+        ) {
+            $($ours)?
+            // SAFETY: made for this place.
+            unsafe { $core(signal, sender) }
+        }
+        handler as $crate::server::version::SignalHandler
+    }};
+}
+pub(super) use signal_handler;
 
 /// Writes a running-xacts record, without a flush: PostgreSQL 15 has no SQL function for it.
 #[cfg(feature = "pg15")]
@@ -42,12 +91,12 @@ pub fn log_standby_snapshot() -> SpiResult<pg_sys::XLogRecPtr> {
 pub unsafe fn handle_signal(signal: u32, handler: SignalHandler) {
     let signal = signal.cast_signed();
     // SAFETY: the caller's promise.
-    #[cfg(feature = "pg18")]
+    #[cfg(any(feature = "pg18", feature = "pg19"))]
     unsafe {
         pg_sys::pqsignal_be(signal, Some(handler))
     };
     // SAFETY: the caller's promise.
-    #[cfg(not(feature = "pg18"))]
+    #[cfg(not(any(feature = "pg18", feature = "pg19")))]
     unsafe {
         pg_sys::pqsignal(signal, Some(handler))
     };
@@ -77,7 +126,19 @@ pub const SETTINGS: &[(&CStr, &CStr)] = if cfg!(any(feature = "pg15", feature = 
 
 /// The size of the head of `BackgroundWorkerList`, in pointers: an `slist_head` before
 /// PostgreSQL 18, a `dlist_head` since.
-pub const LIST_HEAD_WORDS: usize = if cfg!(feature = "pg18") { 2 } else { 1 };
+pub const LIST_HEAD_WORDS: usize = if cfg!(any(feature = "pg18", feature = "pg19")) {
+    2
+} else {
+    1
+};
+
+/// What `wal_level` must be for logical slots. From PostgreSQL 19 on the first of them switches
+/// logical decoding on where it is less, and a standby follows its primary (`logicalctl.c`).
+pub const LEAST_WAL_LEVEL: WalLevel = if cfg!(feature = "pg19") {
+    WalLevel::Replica
+} else {
+    WalLevel::Logical
+};
 
 /// Memory for what a setting's hook keeps, which the setting frees. Null when there is none.
 #[cfg(feature = "pg15")]
@@ -133,8 +194,9 @@ pub unsafe fn is_unready_copy(data: *const pg_sys::ReplicationSlotPersistentData
     // SAFETY: the caller's promise; fields are read one by one.
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     unsafe {
-        std::ptr::read_volatile(&raw const (*data).synced) != 0
-            && std::ptr::read_volatile(&raw const (*data).persistency)
+        // A byte here and a bool there.
+        ptr::read_volatile((&raw const (*data).synced).cast::<u8>()) != 0
+            && ptr::read_volatile(&raw const (*data).persistency)
                 == pg_sys::ReplicationSlotPersistency::RS_TEMPORARY
     }
 }
@@ -153,7 +215,69 @@ pub unsafe fn inactive_since(slot: *const pg_sys::ReplicationSlot) -> Option<Tim
     // SAFETY: the caller's promise.
     #[cfg(not(any(feature = "pg15", feature = "pg16")))]
     unsafe {
-        let since = std::ptr::read_volatile(&raw const (*slot).inactive_since);
+        let since = ptr::read_volatile(&raw const (*slot).inactive_since);
         (since != 0).then(|| Timestamp::new(since))
+    }
+}
+
+/// How many slots the server has room for: from PostgreSQL 19 on also some that only REPACK takes,
+/// which follow the others in the array (`ReplicationSlotsShmemRequest`, `slot.c`).
+pub fn most_slots() -> usize {
+    // SAFETY: settings that change only when the server starts.
+    #[cfg(feature = "pg19")]
+    let most = unsafe { pg_sys::max_replication_slots + pg_sys::max_repack_replication_slots };
+    // SAFETY: as above.
+    #[cfg(not(feature = "pg19"))]
+    let most = unsafe { pg_sys::max_replication_slots };
+    usize::try_from(most).unwrap_or(0)
+}
+
+/// The process that holds a slot.
+///
+/// # Safety
+///
+/// `slot` points to a slot, which other processes may change.
+#[cfg(not(feature = "pg19"))]
+pub unsafe fn holder(slot: *const pg_sys::ReplicationSlot) -> Option<Pid> {
+    // SAFETY: the caller's promise.
+    Pid::new(unsafe { ptr::read_volatile(&raw const (*slot).active_pid) })
+}
+
+/// The process that holds a slot: from PostgreSQL 19 on a slot knows the number of its entry in the
+/// array of processes (`GetPGProcByNumber`, `proc.h`).
+///
+/// # Safety
+///
+/// `slot` points to a slot, which other processes may change.
+#[cfg(feature = "pg19")]
+pub unsafe fn holder(slot: *const pg_sys::ReplicationSlot) -> Option<Pid> {
+    // SAFETY: the caller's promise. The array was made when the server started, and holds as many
+    // as it says; an entry that is no longer its process's has another's pid, or none.
+    unsafe {
+        let number = ptr::read_volatile(&raw const (*slot).active_proc);
+        let number = u32::try_from(number).ok()?;
+        let processes = pg_sys::ProcGlobal;
+        if number >= (*processes).allProcCount {
+            return None;
+        }
+        let process = (*processes).allProcs.add(usize::try_from(number).ok()?);
+        Pid::new(ptr::read_volatile(&raw const (*process).pid))
+    }
+}
+
+/// The least level of what this process writes to the server's log.
+pub fn log_min_messages() -> c_int {
+    // SAFETY: a setting. From PostgreSQL 19 on an array, with an element for each type of backend.
+    #[cfg(feature = "pg19")]
+    unsafe {
+        let levels = (&raw const pg_sys::log_min_messages).cast::<c_int>();
+        levels
+            .add(usize::try_from(pg_sys::MyBackendType).unwrap_or(0))
+            .read()
+    }
+    // SAFETY: a setting.
+    #[cfg(not(feature = "pg19"))]
+    unsafe {
+        pg_sys::log_min_messages
     }
 }
