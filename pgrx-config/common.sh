@@ -75,6 +75,15 @@ pg_major() {
 
 has_headers() { [ -f "$("$1" --includedir-server)/postgres.h" ]; }
 
+# lacks_icu PG_CONFIG: the server was built with ICU, whose headers its own ones include
+# (pg_locale.h, which pgrx reads) and Debian's package of them does not bring.
+lacks_icu() {
+    local flags
+    grep -q '^#define USE_ICU 1' "$("$1" --includedir-server)/pg_config.h" || return
+    read -ra flags <<<"$("$1" --cppflags)"
+    ! cc -E "${flags[@]}" -x c - <<<'#include <unicode/ucol.h>' >/dev/null 2>&1
+}
+
 # server MAJOR: pg_config of the installation that tests of this major build against and
 # copy. One put under target/postgres by hand comes before the system's.
 server() {
