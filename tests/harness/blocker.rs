@@ -127,7 +127,7 @@ deadlock_timeout = 1h
                 }
             }
             Blocker::Autovacuum => analyze_by_autovacuum(cluster),
-            Blocker::WraparoundAutovacuum => vacuum_analyze_to_prevent_wraparound(cluster),
+            Blocker::WraparoundAutovacuum => vacuum_to_prevent_wraparound(cluster),
             Blocker::BackgroundWorker => {
                 let worker = start_worker(
                     cluster,
@@ -290,39 +290,54 @@ fn xid_holder(cluster: &Cluster, condition: &str) -> (Pid, String) {
 /// takes 100 ms each.
 #[track_caller]
 fn analyze_by_autovacuum(cluster: &Cluster) -> Blocking {
-    create_slow_to_analyze(cluster, "");
+    create_slow_to_analyze(cluster);
     let (pid, xid) = xid_holder(cluster, "query = 'autovacuum: ANALYZE public.parent'");
     Blocking::by_server(pid, xid)
 }
 
-/// The same, of a table that is to be vacuumed as well: it is not looked at
-/// until it must be, for its age, and then the same worker does both.
+/// The same, of a table that is not looked at until it must be, for its age:
+/// then it is vacuumed, which summarizes what its BRIN index has not seen yet
+/// (`brinvacuumcleanup`), by the index's expression.
 #[track_caller]
-fn vacuum_analyze_to_prevent_wraparound(cluster: &Cluster) -> Blocking {
-    create_slow_to_analyze(
-        cluster,
-        // the least there may be
-        ", autovacuum_enabled = off, autovacuum_freeze_max_age = 100000",
+fn vacuum_to_prevent_wraparound(cluster: &Cluster) -> Blocking {
+    let mut session = cluster.connect();
+    session.run(
+        "CREATE FUNCTION slow_for_autovacuum(filler text) RETURNS text IMMUTABLE \
+         LANGUAGE plpgsql AS $$ BEGIN \
+         IF EXISTS (SELECT FROM pg_catalog.pg_stat_activity \
+                    WHERE pid = pg_backend_pid() AND backend_type = 'autovacuum worker') THEN \
+             PERFORM pg_current_xact_id(), pg_sleep(3600); \
+         END IF; \
+         RETURN left(filler, 1); END $$",
     );
-    cluster.connect().run(
+    session.run(
+        "CREATE TABLE old (filler text) WITH \
+         (autovacuum_enabled = off, autovacuum_freeze_max_age = 100000)", // the least there may be
+    );
+    session.run("ALTER TABLE old ALTER filler SET STORAGE PLAIN");
+    session.run(
+        "CREATE INDEX ON old USING brin (slow_for_autovacuum(filler)) WITH (pages_per_range = 1)",
+    );
+    session.run("INSERT INTO old SELECT repeat('x', 7000) FROM generate_series(1, 10)");
+    session.run(
         "DO $$ BEGIN FOR i IN 0..100000 LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$",
     );
-    let query = "autovacuum: VACUUM ANALYZE public.parent (to prevent wraparound)";
+    let query = "autovacuum: VACUUM public.old (to prevent wraparound)";
     let (pid, xid) = xid_holder(cluster, &format!("query = '{query}'"));
     Blocking::by_server(pid, xid)
 }
 
 #[track_caller]
-fn create_slow_to_analyze(cluster: &Cluster, more_options: &str) {
+fn create_slow_to_analyze(cluster: &Cluster) {
     let mut session = cluster.connect();
     session.run("CREATE TABLE child (filler text) WITH (autovacuum_enabled = off)");
     session.run("ALTER TABLE child ALTER filler SET STORAGE PLAIN");
     session.run("INSERT INTO child SELECT repeat('x', 7000) FROM generate_series(1, 2000)");
-    session.run(&format!(
+    session.run(
         "CREATE TABLE parent (filler text) WITH \
          (autovacuum_analyze_threshold = 1, autovacuum_analyze_scale_factor = 0, \
-          autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1 {more_options})"
-    ));
+          autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)",
+    );
     session.run("ALTER TABLE child INHERIT parent");
     session.run("INSERT INTO parent SELECT 'x' FROM generate_series(1, 100)");
     // a session reports what it changed at its end, else up to 10 s later

@@ -217,7 +217,7 @@ fn check_blocker(blocker: Blocker, blocking: &Blocking, row: &BlockerRow) {
             assert_eq!(row.client_addr, None);
         }
         Blocker::WraparoundAutovacuum => {
-            let autovacuum = "autovacuum: VACUUM ANALYZE public.parent (to prevent wraparound)";
+            let autovacuum = "autovacuum: VACUUM public.old (to prevent wraparound)";
             assert_eq!(query, Some(autovacuum));
             assert_eq!(row.client_addr, None);
         }

@@ -2,7 +2,7 @@
 
 use harness::{Blocker, Creator, Setup, for_a_while};
 
-use crate::{Major, break_the_scan, primary, with_extension};
+use crate::{Major, break_the_scan, primary, with_extension, without_logical_slots};
 
 const SLOT: &str = "cdc_slot";
 
@@ -86,7 +86,7 @@ fn database_with_a_name_to_quote(major: Major) {
 }
 
 fn wal_level_too_low(major: Major) {
-    let cluster = with_extension(Setup::new(major).conf("wal_level = replica"));
+    let cluster = with_extension(without_logical_slots(major));
     cluster.wait_for_log("wal_level");
     let log = cluster.log();
     assert!(

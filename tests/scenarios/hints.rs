@@ -2,7 +2,7 @@
 
 use harness::{Blocker, Creator};
 
-use crate::{Major, primary};
+use crate::{Major, hostile_database_name, primary};
 
 const SLOT: &str = "cdc_slot";
 
@@ -53,7 +53,7 @@ fn prepared_in_another_database(major: Major) {
 /// Names that their owners chose with care.
 fn names_that_would_like_to_be_run(major: Major) {
     let cluster = primary(major);
-    let database = "x\n; SELECT 'run by a name' --\r; SELECT 'run by a name'; --";
+    let database = hostile_database_name(major);
     let gid = "x\\'; SELECT 'run by a name'; --\n; SELECT 'run by a name'; --";
     cluster.run(&format!("CREATE DATABASE \"{database}\""));
     let mut session = cluster.login().database(database).connect();

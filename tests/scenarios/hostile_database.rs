@@ -170,7 +170,6 @@ fn settings_of_its_owner(major: Major) {
         "work_mem = '64kB'",
         "client_encoding = 'LATIN1'",
         "quote_all_identifiers = on",
-        "standard_conforming_strings = off",
         "array_nulls = off",
         "transform_null_equals = on",
         "default_tablespace = 'nowhere'",
@@ -182,7 +181,10 @@ fn settings_of_its_owner(major: Major) {
     } else {
         "force_parallel_mode = on"
     });
-    if major >= Major::V18 {
+    if major < Major::V19 {
+        settings.push("standard_conforming_strings = off");
+    }
+    if major >= Major::V17 {
         settings.push("transaction_timeout = '1ms'");
     }
     heals_with(major, &settings);

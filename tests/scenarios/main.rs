@@ -19,7 +19,12 @@ macro_rules! tests_on {
         tests_on!(with_slot_sync: $scenario);
     };
     (with_slot_sync: $scenario:ident) => {
+        one_test!($scenario, "pg17", pg17 = V17);
         one_test!($scenario, "pg18", pg18 = V18);
+        tests_on!(since_19: $scenario);
+    };
+    (since_19: $scenario:ident) => {
+        one_test!($scenario, "pg19", pg19 = V19);
     };
 }
 
@@ -71,6 +76,14 @@ macro_rules! on_majors_with_slot_sync {
     };
 }
 
+/// The same for what came with 19: REPACK (CONCURRENTLY), logical decoding
+/// that is switched on by the first slot, the reasons of slot synchronization.
+macro_rules! on_majors_since_19 {
+    ($($scenario:ident),+ $(,)?) => {
+        $( module_of_tests!($scenario { tests_on!(since_19: $scenario); }); )+
+    };
+}
+
 /// The same for what needs dblink, which not every server at hand has.
 macro_rules! on_majors_with_dblink {
     ($($scenario:ident),+ $(,)?) => {
@@ -102,6 +115,7 @@ mod blocker_action;
 mod blockers;
 mod contract;
 mod defaults;
+mod effective_wal_level;
 mod encodings;
 mod end_of_creation;
 mod extension;
@@ -121,6 +135,7 @@ mod pasted;
 mod peers;
 mod privileges;
 mod record;
+mod repack;
 mod same_cluster_subscription;
 mod settings;
 mod several_blockers;
@@ -141,6 +156,29 @@ fn with_extension(setup: Setup) -> Cluster {
     let cluster = setup.start();
     cluster.create_extension();
     cluster
+}
+
+/// With less than the `wal_level` that logical slots need. Less than `replica`
+/// allows no walsenders either.
+fn without_logical_slots(major: Major) -> Setup {
+    let setup = Setup::new(major);
+    if major >= Major::V19 {
+        setup
+            .conf("wal_level = minimal")
+            .conf("max_wal_senders = 0")
+    } else {
+        setup.conf("wal_level = replica")
+    }
+}
+
+/// Of a database: to be run, if anything of it leaves its literal or its comment.
+fn hostile_database_name(major: Major) -> &'static str {
+    if major >= Major::V19 {
+        // Neither LF nor CR may be in it.
+        "x\u{2028}; SELECT 'run by a name' --\u{85}; SELECT 'run by a name'; --"
+    } else {
+        "x\n; SELECT 'run by a name' --\r; SELECT 'run by a name'; --"
+    }
 }
 
 /// A backend was killed: the postmaster ends all others, this worker among them,

@@ -35,7 +35,7 @@ fn shows_itself(major: Major) {
     let activity = "SELECT pid FROM pg_stat_activity \
                     WHERE backend_type = 'slot_self_heal' AND datname = 'postgres'";
     assert_eq!(cluster.value(activity), worker.pid.unwrap().to_string());
-    if major >= Major::V18 {
+    if major >= Major::V17 {
         cluster.wait_until_sql(
             "the worker's own wait event",
             "EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'slot_self_heal' \

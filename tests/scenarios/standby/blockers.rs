@@ -6,6 +6,7 @@ use super::{Pair, SLOT, check_hint};
 use crate::{
     Major,
     blockers::{end_as_told, primary_for, wait_until_named},
+    hostile_database_name,
     pasted::start_waiting,
     primary,
 };
@@ -188,7 +189,7 @@ fn on_the_standby_itself(major: Major) {
 
 fn names_that_would_like_to_be_run(major: Major) {
     let pair = Pair::start(major);
-    let database = "x\n; SELECT 'run by a name' --\r; SELECT 'run by a name'; --";
+    let database = hostile_database_name(major);
     let gid = "x\\'; SELECT 'run by a name'; --\n; SELECT 'run by a name'; --";
     pair.primary.run(&format!("CREATE DATABASE \"{database}\""));
     let mut session = pair.primary.login().database(database).connect();

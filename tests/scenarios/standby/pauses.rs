@@ -14,7 +14,7 @@ scenarios!(
     worker_processes = lower_than_the_primarys("max_worker_processes", 12),
     wal_senders = lower_than_the_primarys("max_wal_senders", 14),
     prepared_transactions = lower_than_the_primarys("max_prepared_transactions", 16),
-    locks_per_transaction = lower_than_the_primarys("max_locks_per_transaction", 70),
+    locks_per_transaction = lower_than_the_primarys("max_locks_per_transaction", 200),
 );
 
 on_majors_with_standby_slots!(
@@ -91,7 +91,7 @@ fn lower_than_the_primarys(setting: &str, raised: u32, major: Major) {
 /// One after the other, as each stands alone.
 fn two_of_them(major: Major) {
     let mut pair = Pair::of(primary(major), Setup::new(major).conf(RECEIVE_SOON));
-    let settings = [("max_connections", 110), ("max_locks_per_transaction", 70)];
+    let settings = [("max_connections", 110), ("max_locks_per_transaction", 200)];
     raise_on_the_primary(&mut pair, &settings);
     let creation = pair.create(Creator::SqlFunction);
     for (name, value) in settings {

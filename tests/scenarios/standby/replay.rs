@@ -323,7 +323,11 @@ fn buffer_pin(major: Major) {
     reader.run("FETCH c");
     pair.primary.run("VACUUM (FREEZE) orders");
     pair.commit_something();
-    wait_for_startup_process(&pair.standby, "BufferPin");
+    let wait_event = match major {
+        Major::V15 | Major::V16 | Major::V17 | Major::V18 => "BufferPin",
+        Major::V19 => "BufferCleanup",
+    };
+    wait_for_startup_process(&pair.standby, wait_event);
     ends_with_a_session(&pair, reader, "a page that a session here has in use");
 }
 

@@ -22,6 +22,8 @@ on_majors_with_slot_sync!(
     switched_off,
 );
 
+on_majors_since_19!(call_that_tries_until_it_is_done);
+
 /// A primary with a failover slot that lags behind, and a standby that copies
 /// it.
 #[track_caller]
@@ -278,11 +280,30 @@ fn where_a_slot_has_its_name(major: Major) {
 
 const CALL: &str = "SELECT pg_sync_replication_slots()";
 
+/// Synchronizes once. From 19 on a call tries until all copies are kept; it is
+/// given up here while it waits for its next try.
+#[track_caller]
+fn call(standby: &Cluster) {
+    let mut call = standby.login().start(CALL);
+    let waits = format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_activity \
+         WHERE pid = {} AND wait_event = 'ReplicationSlotsyncMain')",
+        call.pid()
+    );
+    wait_until("the end of a call", PATIENCE, || {
+        call.is_finished() || standby.is_true(&waits)
+    });
+    call.cancel();
+    if let Err(error) = call.result() {
+        assert_eq!(error.code, "57014", "{error:#?}");
+    }
+}
+
 /// As cron does. A call makes a copy and drops it within milliseconds; what was
 /// the matter is to be read afterwards, and the next call keeps its own.
 fn called_by_hand(major: Major) {
     let pair = lagging_pair(major);
-    pair.standby.run(CALL);
+    call(&pair.standby);
     assert!(
         pair.standby
             .is_true("SELECT NOT EXISTS (SELECT FROM pg_replication_slots)")
@@ -305,7 +326,7 @@ fn called_by_hand(major: Major) {
     let before = pair.primary.insert_lsn();
     let consumer = consume(&pair);
     wait_until("a call to keep its copy", 2 * PATIENCE, || {
-        pair.standby.run(CALL);
+        call(&pair.standby);
         is_kept(&pair.standby)
     });
     let records = pair.records_since(before);
@@ -314,11 +335,36 @@ fn called_by_hand(major: Major) {
     drop(consumer);
 }
 
+/// From 19 on: it needs no other call, once our record has brought the slot on
+/// the primary forward.
+fn call_that_tries_until_it_is_done(major: Major) {
+    let pair = lagging_pair(major);
+    let mut call = pair.standby.login().start(CALL);
+    let status = pair
+        .standby
+        .wait_for_status(SLOT, "that no consumer is there", |status| {
+            status.detail().contains("has no consumer connected")
+                && status.detail().contains("wal_or_rows_removed")
+        });
+    assert!(
+        status
+            .detail()
+            .contains("pg_sync_replication_slots() made it, and drops it if it ends before"),
+        "{status:#?}"
+    );
+    assert!(!status.hint().contains("call pg_sync"), "{status:#?}");
+    let consumer = consume(&pair);
+    call.result().unwrap();
+    assert!(is_kept(&pair.standby));
+    pair.standby.wait_for_state(SLOT, "ready");
+    drop(consumer);
+}
+
 /// Nothing brings its copy back.
 fn called_by_hand_for_a_slot_that_is_gone(major: Major) {
     let pair = lagging_pair(major);
     pair.standby.set(OFTEN.0, OFTEN.1);
-    pair.standby.run(CALL);
+    call(&pair.standby);
     pair.standby
         .wait_for_status(SLOT, "that no consumer is there", |status| {
             status.detail().contains("has no consumer connected")
@@ -345,7 +391,7 @@ fn called_by_hand_once(major: Major) {
     let consumer = consume(&pair);
     pair.standby.set(OFTEN.0, OFTEN.1);
     let before = pair.primary.insert_lsn();
-    pair.standby.run(CALL);
+    call(&pair.standby);
     let status = pair
         .standby
         .wait_for_status(SLOT, "that it has come forward", |status| {
@@ -360,7 +406,7 @@ fn called_by_hand_once(major: Major) {
     let records = pair.records_since(before);
     assert!((1..=3).contains(&records), "{records} records");
     wait_until("a call to keep its copy", PATIENCE, || {
-        pair.standby.run(CALL);
+        call(&pair.standby);
         is_kept(&pair.standby)
     });
     drop(consumer);
