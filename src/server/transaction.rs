@@ -38,10 +38,16 @@ pub fn catch<T>(body: impl FnOnce() -> T) -> Result<T, Notice> {
         .catch_rust_panic(|error| Err(notice_of(error)))
         .execute();
     if answer.is_err() {
-        // SAFETY: the first does nothing where no transaction is open, and then leaves locks as
-        // they are; the second does nothing where none is held.
+        // SAFETY: counts of this process's own. Where no transaction is open the abort leaves locks
+        // as they are; the last does nothing where none is held.
         unsafe {
-            pg_sys::AbortCurrentTransaction();
+            // As `errfinish` does (`elog.c`), through which no panic has come, nor an error that Rust
+            // raised. Each lock that was held counts as one and is released without counting:
+            // interrupts would be held back for good, and nobody could end the worker.
+            pg_sys::InterruptHoldoffCount = 0;
+            pg_sys::QueryCancelHoldoffCount = 0;
+            // Also of the subtransactions that the error came out of.
+            pg_sys::AbortOutOfAnyTransaction();
             pg_sys::LWLockReleaseAll();
         }
     }
