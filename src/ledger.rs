@@ -9,7 +9,7 @@
 //! `slot_self_heal_reset()`. Each part has its own lock, held for a copy of memory only. A server
 //! that restarts after a crash begins with an empty ledger.
 
-mod page;
+pub mod page;
 
 use pgrx::lwlock::PgLwLock;
 use pgrx::prelude::*;

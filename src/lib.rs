@@ -10,12 +10,18 @@
 use pgrx::prelude::*;
 
 mod core;
+#[cfg(feature = "pg_test")]
+mod inside;
 mod ledger;
 mod narrate;
 mod server;
 mod settings;
 mod views;
 mod worker;
+
+// Where #[pg_test] looks for it.
+#[cfg(all(test, feature = "pg_test"))]
+use inside::pg_test;
 
 ::pgrx::pg_module_magic!(name, version);
 
@@ -34,4 +40,6 @@ pub extern "C-unwind" fn _PG_init() {
     settings::init();
     ledger::init();
     worker::init();
+    #[cfg(feature = "pg_test")]
+    inside::init();
 }

@@ -24,7 +24,7 @@ pub mod transaction;
 #[cfg(target_os = "linux")]
 mod unix_diag;
 pub mod upstream;
-mod version;
+pub mod version;
 
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,53 @@
+//! Setting settings as Postgres does for itself: from a file, from what is stored, for a session.
+
+use std::ffi::{CStr, CString};
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::GucSource;
+use pgrx::prelude::*;
+
+use super::caught::{Raised, in_subtransaction};
+
+/// Where a value comes from.
+pub use pg_sys::GucSource::Type as Source;
+
+pub const FILE: Source = GucSource::PGC_S_FILE;
+pub const SESSION: Source = GucSource::PGC_S_SESSION;
+
+/// Gives a setting a value as a reload does, or what a session begins with, or SET. What the server
+/// would log is an error here.
+pub fn set(name: &CStr, value: &str, source: Source) -> Result<(), Raised> {
+    let value = CString::new(value).expect("a text");
+    let level = PgLogLevel::ERROR as i32;
+    in_subtransaction(|| {
+        // SAFETY: both are copied. Not 0 where it is taken, which is not to say that it counts: a
+        // session's outranks a file's.
+        let done = unsafe {
+            pg_sys::set_config_option(
+                name.as_ptr(),
+                value.as_ptr(),
+                pg_sys::GucContext::PGC_SIGHUP,
+                source,
+                pg_sys::GucAction::GUC_ACTION_SET,
+                true,
+                level,
+                false,
+            )
+        };
+        assert!(done != 0, "refused without an error");
+    })
+}
+
+/// What SHOW says.
+pub fn shown(name: &CStr) -> String {
+    // SAFETY: a palloc'ed text.
+    unsafe {
+        CStr::from_ptr(pg_sys::GetConfigOptionByName(
+            name.as_ptr(),
+            std::ptr::null_mut(),
+            false,
+        ))
+        .to_string_lossy()
+        .into_owned()
+    }
+}
