@@ -21,7 +21,7 @@ package: ## packs a build for the server of PG_CONFIG into target/package
 demo: ## shows a stuck slot creation, its blocker and its end, on a throw-away server
 	@pgrx-config/run demo
 
-test: ## unit tests, then in-server tests and scenarios on each major (ARGS: for the scenarios' cargo test)
+test: ## unit tests, tests inside a server, and scenarios, on each major (ARGS: for the scenarios' cargo test)
 	@pgrx-config/run test $(ARGS)
 
 bench: ## measures with and without the extension
