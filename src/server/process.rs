@@ -17,6 +17,10 @@ static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 /// Makes the process end on SIGTERM at its next interrupt check and take up changed settings on
 /// SIGHUP, as core's own workers do.
 ///
+/// A SIGHUP that came before is lost: every background worker begins with ignoring it
+/// (`BackgroundWorkerMain`, `bgworker.c`), which drops one that waits to be delivered. So the settings
+/// are loaded once more, or the worker might go by old ones until the next reload.
+///
 /// `die` ends it with exit status 1, which the postmaster takes as "start it again"; it also
 /// interrupts queries and waits.
 pub fn handle_signals() {
@@ -27,6 +31,7 @@ pub fn handle_signals() {
         version::handle_signal(pg_sys::SIGTERM, end);
         version::handle_signal(pg_sys::SIGHUP, reload);
         pg_sys::BackgroundWorkerUnblockSignals();
+        pg_sys::ProcessConfigFile(pg_sys::GucContext::PGC_SIGHUP);
     }
 }
 

@@ -142,9 +142,22 @@ impl Setup {
     /// `moving.invalid` in a file; see `fixtures/slow_lookup.c`.
     #[track_caller]
     pub fn slow_name_lookup(self) -> Setup {
+        self.before_the_c_library("slow_lookup.so")
+    }
+
+    /// Processes that begin late, as long as there is this file; see
+    /// `fixtures/slow_start.c`.
+    #[track_caller]
+    pub fn slow_start(self, while_there_is: &Path) -> Setup {
+        self.environment("SLOW_START", &while_there_is.to_string_lossy())
+            .before_the_c_library("slow_start.so")
+    }
+
+    #[track_caller]
+    fn before_the_c_library(self, library: &str) -> Setup {
         let mut pg_config = command(&self.major.program("pg_config"));
         pg_config.arg("--pkglibdir");
-        let library = PathBuf::from(output_of(pg_config).trim()).join("slow_lookup.so");
+        let library = PathBuf::from(output_of(pg_config).trim()).join(library);
         assert!(library.exists(), "there is no {}", library.display());
         self.environment("LD_PRELOAD", &library.to_string_lossy())
     }

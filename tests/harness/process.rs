@@ -63,6 +63,16 @@ impl Pid {
             .count()
     }
 
+    /// The processes that it has started and that have not ended.
+    pub fn children(self) -> Vec<Pid> {
+        let processes = procfs::process::all_processes().into_iter().flatten();
+        let stats = processes.filter_map(|process| process.ok()?.stat().ok());
+        stats
+            .filter(|stat| stat.ppid == self.0)
+            .map(|stat| Pid(stat.pid))
+            .collect()
+    }
+
     /// Processes of the group that this one leads or led, itself left out.
     pub fn others_of_group(self) -> Vec<Pid> {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();

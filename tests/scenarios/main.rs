@@ -181,6 +181,11 @@ fn hostile_database_name(major: Major) -> &'static str {
     }
 }
 
+fn open_to_all(path: &std::path::Path) {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
+    std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
+}
+
 /// A backend was killed: the postmaster ends all others, this worker among them,
 /// and begins anew.
 #[track_caller]

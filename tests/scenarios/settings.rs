@@ -1,8 +1,10 @@
 //! Settings: reloaded, refused, and what `enabled = off` means.
 
-use harness::{Blocker, Creator, for_a_while};
+use std::fs;
 
-use crate::{Major, primary};
+use harness::{Blocker, Creator, PATIENCE, Setup, Signal, for_a_while, wait_until};
+
+use crate::{Major, open_to_all, primary, with_extension};
 
 const SLOT: &str = "cdc_slot";
 
@@ -12,6 +14,7 @@ on_every_major!(
     malformed_values_are_refused,
     unknown_names_are_refused,
     not_for_sessions,
+    changed_while_the_worker_starts,
 );
 
 fn disabled(major: Major) {
@@ -45,6 +48,34 @@ fn disabled(major: Major) {
     blocking.commit();
     cluster.wait_for_state(SLOT, "ready");
     creation.finish().unwrap();
+}
+
+/// What a background worker is told of before it has made itself ready is lost
+/// (`BackgroundWorkerMain` ignores SIGHUP): it must look itself.
+fn changed_while_the_worker_starts(major: Major) {
+    let files = tempfile::tempdir().expect("a directory");
+    open_to_all(files.path());
+    let hold = files.path().join("hold");
+    let cluster = with_extension(Setup::new(major).slow_start(&hold));
+    let worker = cluster.wait_for_worker("a pid", |worker| worker.pid.is_some());
+    let before = cluster.postmaster().children();
+    fs::write(&hold, "").expect("it is ours");
+    worker.pid.expect("waited for").signal(Signal::Term);
+    wait_until("the next worker's process", PATIENCE, || {
+        let children = cluster.postmaster().children();
+        children.iter().any(|child| !before.contains(child))
+    });
+    cluster.set("slot_self_heal.enabled", "off");
+    fs::remove_file(&hold).expect("it is there");
+    cluster.wait_for_worker("another pid", |next| {
+        next.pid.is_some() && next.pid != worker.pid
+    });
+    let scans = cluster.worker().scans;
+    let _blocking = Blocker::IdleInTransaction.start(&cluster);
+    let _creation = Creator::Walsender.start(&cluster, SLOT);
+    cluster.wait_for_waiting_creator();
+    for_a_while();
+    assert_eq!(cluster.worker().scans, scans, "it scans while disabled");
 }
 
 fn scan_interval_reloaded(major: Major) {

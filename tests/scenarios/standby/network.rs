@@ -9,7 +9,7 @@ use super::{
     Pair, SLOT, TRY_SOON, ask_now,
     upstream::{Trouble, is_over, meets},
 };
-use crate::{Major, primary, with_extension};
+use crate::{Major, open_to_all, primary, with_extension};
 
 on_majors_with_standby_slots!(
     silent,
@@ -118,11 +118,6 @@ fn slow_name_lookup_of_a_service(major: Major) {
     );
     std::fs::write(&services, place).expect("it is ours");
     is_over(&pair, trouble);
-}
-
-fn open_to_all(path: &std::path::Path) {
-    use std::{fs::Permissions, os::unix::fs::PermissionsExt};
-    std::fs::set_permissions(path, Permissions::from_mode(0o755)).expect("it is ours");
 }
 
 /// In which no thread is left behind either.
