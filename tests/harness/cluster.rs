@@ -837,10 +837,21 @@ impl Cluster {
     /// so far.
     #[track_caller]
     pub fn wait_for_replay_of(&self, primary: &Cluster) {
-        let flushed = primary.value("SELECT pg_current_wal_flush_lsn()");
+        const PAGE: u64 = 8192;
+        let flushed = || -> Lsn {
+            let flushed = primary.value("SELECT pg_current_wal_flush_lsn()");
+            flushed.parse().expect("a pg_lsn")
+        };
+        let mut position = flushed();
+        if position.0 % PAGE == 0 {
+            // The WAL writer flushes whole pages. The last record may go on in the next one, and
+            // be replayed only when a commit has flushed its rest.
+            primary.run("SELECT pg_logical_emit_message(true, '', '')");
+            position = flushed();
+        }
         self.wait_until_sql(
-            &format!("the standby to replay up to {flushed}"),
-            &format!("pg_last_wal_replay_lsn() >= '{flushed}'"),
+            &format!("the standby to replay up to {position}"),
+            &format!("pg_last_wal_replay_lsn() >= '{position}'"),
         );
     }
 

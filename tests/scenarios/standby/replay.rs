@@ -206,8 +206,15 @@ fn behind(major: Major) {
 }
 
 /// Has the primary archive, and the standby take all it gets from there.
+///
+/// A walsender that has read from a segment does not see what the archive then
+/// brings in its place: it is told to open it anew, and only a physical one does
+/// (`WalSndRqstFileReload`). So a creation is to begin in the first page of one,
+/// where it waits before it reads.
 #[track_caller]
 fn feed_by_archive(pair: &Pair) {
+    pair.primary.run("SELECT pg_switch_wal()");
+    pair.standby.wait_for_replay_of(&pair.primary);
     let archive = pair.primary.dir().join("archive");
     pair.standby.set(
         "restore_command",
