@@ -7,7 +7,7 @@ use pgrx::pg_sys;
 use pgrx::prelude::*;
 
 use super::session::{Afterwards, Session};
-use super::settings::{FILE, SESSION, set, shown};
+use super::settings::{SESSION, reload, set, shown};
 use super::slots::{SLOTS, create, dropped_afterwards, named};
 use super::wait::PATIENCE;
 use super::worker;
@@ -90,7 +90,7 @@ fn the_least_level_of_the_log_is_that_of_this_kind_of_process() {
     set(LEVELS, "error, backend:debug2, bgworker:panic", SESSION).expect("levels");
     assert_eq!(version::log_min_messages(), pg_sys::DEBUG2.cast_signed());
     worker::run(|| {
-        set_as_reload_does(LEVELS, "error, backend:debug2, bgworker:panic");
+        reload(LEVELS, "error, backend:debug2, bgworker:panic");
         assert_eq!(version::log_min_messages(), pg_sys::PANIC.cast_signed());
     });
 }
@@ -177,26 +177,8 @@ fn pins_hold() {
             "read committed" => "serializable",
             _ => "public",
         };
-        // A reload comes outside of a transaction.
-        set_as_reload_does(name, other);
+        reload(name, other);
         assert_eq!(shown(name), value, "{name:?} after a reload");
-    }
-}
-
-fn set_as_reload_does(name: &CStr, value: &str) {
-    let value = std::ffi::CString::new(value).expect("a text");
-    // SAFETY: both are copied.
-    unsafe {
-        pg_sys::set_config_option(
-            name.as_ptr(),
-            value.as_ptr(),
-            pg_sys::GucContext::PGC_SIGHUP,
-            FILE,
-            pg_sys::GucAction::GUC_ACTION_SET,
-            true,
-            PgLogLevel::ERROR as i32,
-            true,
-        );
     }
 }
 
